@@ -1,0 +1,23 @@
+"""Root mean square norm.
+
+Source: Zhang, Sennrich [arXiv:1910.07467]. Computed in float32 or wider, whatever comes in.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mixlab.ops.dtypes import at_least_float32
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), over the last dimension of size `dim`."""
+
+    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(at_least_float32(x), self.weight.shape, self.weight, self.eps)
+        return y.to(x.dtype)

@@ -1,0 +1,73 @@
+"""Causal softmax attention with grouped heads, windows and packed documents.
+
+    o_t = sum_s softmax_s(scale * q_t . k_s) v_s   over the keys s that t may see
+
+Source: Vaswani et al. [arXiv:1706.03762]; grouped heads: Ainslie et al. [arXiv:2305.13245].
+Cost:   O(T * S) time.
+Shapes: B batch, T queries, S keys (T <= S, queries are the last T positions), H query heads,
+        G key-value heads (H a multiple of G), K query/key width, V value width of a head.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.packing import Packing, causal_mask
+
+Backend = Literal["sdpa", "reference"]
+
+
+def attention(
+    *,
+    q: Tensor,  # (B, T, H, K)
+    k: Tensor,  # (B, S, G, K)
+    v: Tensor,  # (B, S, G, V)
+    scale: float,
+    window: int | None = None,
+    packing: Packing | None = None,
+    backend: Backend = "sdpa",
+) -> Tensor:
+    """(B, T, H, V): every query looks at itself and at earlier keys of its own document.
+
+    `window` limits it to the last `window` keys, itself included. `packing` needs T == S.
+    """
+    assert packing is None or q.shape[1] == k.shape[1], "packed rows are never continued"
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, width)
+    run = _reference if backend == "reference" else _sdpa
+    return run(q, k, v, scale, window, packing).transpose(1, 2)
+
+
+def _mask(q: Tensor, k: Tensor, window: int | None, packing: Packing | None) -> Tensor:
+    if packing is not None:
+        return packing.mask(window)
+    return causal_mask(q.shape[-2], k.shape[-2], window, q.device)
+
+
+def _reference(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, packing: Packing | None
+) -> Tensor:
+    """The definition, in float32 or wider: what every other backend is held to."""
+    n_groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(n_groups, dim=1), v.repeat_interleave(n_groups, dim=1)
+    scores = scale * at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)  # (B, H, T, S)
+    scores = scores.masked_fill(~_mask(q, k, window, packing), -torch.inf)
+    return (scores.softmax(dim=-1) @ at_least_float32(v)).to(v.dtype)
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, packing: Packing | None
+) -> Tensor:
+    """PyTorch's fused kernels; without a mask tensor where plain causality is meant."""
+    n_queries, n_keys = q.shape[-2], k.shape[-2]
+    sees_all = window is None or window >= n_keys
+    mask: Tensor | None = None
+    if packing is not None or not sees_all or 1 < n_queries < n_keys:
+        mask = _mask(q, k, window, packing)
+    n_groups = q.shape[1] // k.shape[1]
+    if n_groups > 1:  # CPU kernels have no grouped form; expanding costs less than falling back
+        k, v = k.repeat_interleave(n_groups, dim=1), v.repeat_interleave(n_groups, dim=1)
+    is_causal = mask is None and n_queries > 1
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)

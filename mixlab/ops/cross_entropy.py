@@ -1,0 +1,79 @@
+"""Cross-entropy of a linear head, without ever holding all logits in float32.
+
+    nats = sum over targets of  logsumexp(W h) - (W h)[target]
+
+The `chunked` backend works through the rows in pieces and computes the gradients during the
+forward pass, so the largest intermediate is (chunk, vocab) and nothing is computed twice.
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.ops.dtypes import at_least_float32
+
+IGNORE = -100
+"""Target of a position that has none; it adds nothing to loss, gradient or counts."""
+
+Backend = Literal["chunked", "reference"]
+CHUNK_LOGITS = 2**23
+"""Logits of one chunk: 32 MB in float32, which stays near the cache and fits any GPU."""
+
+
+def linear_cross_entropy(
+    h: Tensor,  # (N, D)
+    weight: Tensor,  # (V, D)
+    targets: Tensor,  # (N,), IGNORE where there is none
+    *,
+    compute_dtype: torch.dtype | None = None,
+    backend: Backend = "chunked",
+) -> Tensor:
+    """Sum of nats over all targets, a scalar in float32 or wider.
+
+    `compute_dtype` is the dtype of the matrix products (None: that of `h`); the softmax is always
+    float32 or wider.
+    """
+    dtype = compute_dtype or h.dtype
+    with torch.autocast(h.device.type, enabled=False):
+        if backend == "reference":
+            logits = at_least_float32(h.to(dtype) @ weight.to(dtype).T)  # (N, V)
+            return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        return _Chunked.apply(h.to(dtype), weight.to(dtype), targets)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        wants_grad = h.requires_grad or weight.requires_grad
+        wide = at_least_float32(h[:0]).dtype
+        chunk = max(1, min(h.shape[0], CHUNK_LOGITS // weight.shape[0]))
+        total = torch.zeros((), dtype=wide, device=h.device)
+        dh = torch.empty_like(h) if wants_grad else None
+        dweight = torch.zeros_like(weight, dtype=wide) if wants_grad else None
+        for start in range(0, h.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits = (h[rows] @ weight.T).to(wide)  # (chunk, V)
+            lse = logits.logsumexp(dim=-1, keepdim=True)  # (chunk, 1)
+            target = targets[rows, None]
+            is_target = target != IGNORE
+            index = target.clamp(min=0)
+            total += torch.where(is_target, lse - logits.gather(1, index), 0).sum()
+            if dh is None or dweight is None:
+                continue
+            # d nats / d logits = softmax - onehot, written over the logits.
+            dlogits = logits.sub_(lse).exp_()
+            dlogits.scatter_add_(1, index, torch.full_like(lse, -1.0))
+            dlogits = (dlogits * is_target).to(h.dtype)
+            torch.mm(dlogits, weight, out=dh[rows])
+            dweight += dlogits.T @ h[rows]
+        ctx.save_for_backward(*(x for x in (dh, dweight) if x is not None))
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        dh, dweight = ctx.saved_tensors
+        return dh * grad.to(dh.dtype), (dweight * grad).to(ctx.weight_dtype), None
