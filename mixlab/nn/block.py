@@ -1,0 +1,64 @@
+"""One residual block: a sequence mixer, then a channel mixer, each behind a norm.
+
+    x = x + sequence_mixer(norm(x));   x = x + channel_mixer(norm(x))
+"""
+
+from typing import Any, NamedTuple
+
+from pydantic import PositiveFloat
+from torch import Tensor, nn
+
+from mixlab.core.config import Config
+from mixlab.nn.channel_mixers import CHANNEL_MIXERS
+from mixlab.nn.norm import RMSNorm
+from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
+from mixlab.ops.packing import Packing
+
+
+class BlockConfig(Config):
+    """What one block is made of."""
+
+    sequence_mixer: SEQUENCE_MIXERS.annotation()  # type: ignore[valid-type]
+    """Moves information between tokens."""
+    channel_mixer: CHANNEL_MIXERS.annotation()  # type: ignore[valid-type]
+    """Works on each token by itself."""
+
+    def n_params(self, d_model: int) -> int:
+        mixers = self.sequence_mixer.n_params(d_model) + self.channel_mixer.n_params(d_model)
+        return mixers + 2 * d_model
+
+    def n_active_params(self, d_model: int) -> int:
+        active = self.channel_mixer.n_active_params(d_model)
+        return self.sequence_mixer.n_params(d_model) + active + 2 * d_model
+
+    def flops_per_token(self, d_model: int, seq_len: int) -> float:
+        mixing = self.sequence_mixer.flops_per_token(d_model, seq_len)
+        return mixing + self.channel_mixer.flops_per_token(d_model)
+
+
+class BlockOutput(NamedTuple):
+    x: Tensor  # (B, T, D)
+    state: Any
+    aux_loss: Tensor | None
+    metrics: dict[str, Tensor]
+
+
+class Block(nn.Module):
+    """Pre-norm residual block."""
+
+    def __init__(
+        self, cfg: BlockConfig, d_model: int, *, dropout: float, norm_eps: PositiveFloat
+    ) -> None:
+        super().__init__()
+        self.sequence_norm = RMSNorm(d_model, eps=norm_eps)
+        self.sequence_mixer = cfg.sequence_mixer.build(d_model)
+        self.channel_norm = RMSNorm(d_model, eps=norm_eps)
+        self.channel_mixer = cfg.channel_mixer.build(d_model)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor, state: Any = None, packing: Packing | None = None) -> BlockOutput:
+        mixed = self.sequence_mixer(self.sequence_norm(x), state, packing)
+        x = x + self.dropout(mixed.y)
+        channel = self.channel_mixer(self.channel_norm(x))
+        x = x + self.dropout(channel.y)
+        return BlockOutput(x, mixed.state, channel.aux_loss, channel.metrics)
