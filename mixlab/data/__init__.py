@@ -1,0 +1,1 @@
+"""Text to batches: corpus, snapshot, split, tokenizer, shards, loader, in this order."""

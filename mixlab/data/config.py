@@ -1,0 +1,53 @@
+"""The `data:` node of a run: which text, how it is split, tokenised and cut into sequences."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mixlab.core.config import Config
+from mixlab.core.errors import Rule
+from mixlab.data.corpora import CORPORA
+from mixlab.data.tokenizers import TOKENIZERS
+
+
+class SplitConfig(Config):
+    """How much is held out, and how much of it may also occur in the training text.
+
+    The split is always by whole documents and before tokenising; there is no other way to ask for.
+    """
+
+    validation_frac: float = Field(default=0.05, gt=0, le=0.4)
+    """Fraction of the bytes that goes to validation, at least."""
+    test_frac: float = Field(default=0.05, gt=0, le=0.4)
+    """Fraction of the bytes that goes to the test split, at least."""
+    min_validation_tokens: int = Field(default=100_000, ge=0)
+    """Validation is enlarged to about this many tokens, though not beyond a fifth of the bytes."""
+    max_overlap: float = Field(default=0.3, ge=0, le=1)
+    """Highest tolerated fraction of the validation split's word 13-grams that occur in train."""
+    on_overlap: Literal["stop", "drop"] = "stop"
+    """`stop` ends the run above `max_overlap`. `drop` first leaves out those validation and test
+    documents that overlap by more than `max_document_overlap`, then applies the same limit."""
+    max_document_overlap: float = Field(default=0.5, ge=0, le=1)
+    """The limit of `on_overlap: drop` for one document."""
+
+    def model_post_init(self, context: Any) -> None:
+        held_out = self.validation_frac + self.test_frac
+        if held_out > 0.5:
+            raise Rule(
+                "validation_frac",
+                self.validation_frac,
+                f"with test_frac = {self.test_frac} at most half of the text held out",
+            )
+
+
+class DataConfig(Config):
+    """Everything between a source of text and a batch."""
+
+    corpus: CORPORA.annotation()  # type: ignore[valid-type]
+    """Where the text comes from."""
+    split: SplitConfig = SplitConfig()
+    """How documents are dealt to train, validation and test."""
+    tokenizer: TOKENIZERS.annotation()  # type: ignore[valid-type]
+    """How text becomes token ids."""
+    seq_len: int = Field(default=256, ge=1, le=1 << 20)
+    """Tokens per training sequence."""

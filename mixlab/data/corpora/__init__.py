@@ -1,0 +1,14 @@
+"""The corpora that `data.corpus.kind` can name."""
+
+from mixlab.core.registry import Registry
+from mixlab.data.corpora.base import CorpusConfig
+from mixlab.data.corpora.python_sources import PythonPackages, PythonStdlib
+from mixlab.data.corpora.text import Text
+
+CORPORA: Registry[CorpusConfig] = Registry(
+    {
+        "python-stdlib": PythonStdlib,
+        "python-packages": PythonPackages,
+        "text": Text,
+    }
+)

@@ -1,0 +1,26 @@
+"""What every corpus is: a config that can yield documents and tell its source's state."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mixlab.core.config import Config
+from mixlab.data.documents import Document, SourceReport
+
+
+class CorpusConfig(Config):
+    """Base of the corpora. Both methods must be deterministic for an unchanged source."""
+
+    def documents(self, report: SourceReport) -> Iterator[Document]:
+        """Stream the documents in a fixed order; what is left out is counted in `report`.
+
+        `report.facts` takes what a reader of the manifest should know about the source. It must
+        hold no path, time or host, so that equal data give equal manifests.
+        """
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """A cheap description by which a change of the source is noticed (sizes, times, versions).
+
+        An entry `bytes`, where known, is the expected amount to read.
+        """
+        raise NotImplementedError

@@ -1,0 +1,37 @@
+"""What a corpus yields, and the account it keeps of what it had to leave out."""
+
+from typing import Any, NamedTuple
+
+N_NAMED = 10  # of everything that is counted, the first few are also named
+
+
+class Document(NamedTuple):
+    """One unit of text: it is hashed, split, measured and ended by EOS as a whole."""
+
+    name: str
+    text: str
+
+
+class SourceReport:
+    """Counts what a corpus skipped, by reason, and records facts about the source.
+
+    Only counts and the first few names are kept, so that a billion bad rows cost no memory.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.skipped: dict[str, dict[str, Any]] = {}
+
+    def skip(self, reason: str, name: str) -> None:
+        """Count one thing left out of the corpus."""
+        entry = self.skipped.setdefault(reason, {"count": 0, "first": []})
+        entry["count"] += 1
+        if len(entry["first"]) < N_NAMED:
+            entry["first"].append(name)
+
+    def summary(self) -> str:
+        """One line for a person: how many were skipped and why; empty if none were."""
+        return "; ".join(
+            f"{entry['count']} x {reason} (first: {entry['first'][0]})"
+            for reason, entry in self.skipped.items()
+        )

@@ -1,0 +1,66 @@
+"""Token shards to batches, as a pure function of (seed, position).
+
+A split is cut once into windows that share no token: window w reads tokens w*T to w*T+T and
+predicts those from w*T+1 to w*T+T+1. So each token of the stream is a target at most once per
+epoch, whatever is asked for; there is no stride to set.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from mixlab.data.batch import Batch
+from mixlab.data.permutation import Permutation
+from mixlab.data.shards import TokenShards, require_windows
+
+
+class Loader:
+    """Sequences of one split, in a random order per epoch or one after the other.
+
+    Attributes:
+        n_windows: sequences per epoch.
+
+    Raises:
+        DataError: the split is shorter than one sequence and its last target.
+    """
+
+    def __init__(self, shards: TokenShards, seq_len: int, seed: int) -> None:
+        self.shards, self.seq_len, self.seed = shards, seq_len, seed
+        self.n_windows = shards.n_windows(seq_len)
+        require_windows(shards, seq_len, 1)
+        self._offsets = np.arange(seq_len + 1)
+
+    def batch(self, position: int, n: int) -> Batch:
+        """The `n` sequences from `position` on, counted since the start of training."""
+        positions = np.arange(position, position + n, dtype=np.int64)
+        epochs, places = np.divmod(positions, self.n_windows)
+        windows = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order = Permutation(self.n_windows, self.seed, int(epoch))
+            windows[here] = order(places[here])
+        return self._read(windows)
+
+    def window_batches(self, n_windows: int, batch_size: int) -> Iterator[Batch]:
+        """The first `n_windows` windows of the stream in order; the last batch may be smaller.
+
+        Raises:
+            DataError: there are fewer windows.
+        """
+        require_windows(self.shards, self.seq_len, n_windows)
+        for first in range(0, n_windows, batch_size):
+            yield self._read(np.arange(first, min(first + batch_size, n_windows)))
+
+    def _read(self, windows: np.ndarray) -> Batch:
+        spans = self.shards.tokens[(windows * self.seq_len)[:, None] + self._offsets]
+        spans = spans.astype(np.int64)  # (B, T + 1)
+        tokens, targets = spans[:, :-1], spans[:, 1:]
+        # EOS occurs only at the end of a document, so counting it before a token numbers them.
+        segments = np.zeros(tokens.shape, dtype=np.int32)
+        np.cumsum(tokens[:, :-1] == self.shards.eos_id, axis=1, out=segments[:, 1:])
+        return Batch(
+            torch.from_numpy(np.ascontiguousarray(tokens)),
+            torch.from_numpy(np.ascontiguousarray(targets)),
+            torch.from_numpy(segments),
+        )
