@@ -42,8 +42,9 @@ def build_once(folder: Path, what: str, build: Callable[[Path], None], progress:
             if not folder.exists():
                 _build(folder, build)
     except OSError as error:
+        reason = error.strerror or str(error)
         raise DataError(
-            f"data cache: {what} cannot be written under {folder.parent}: {error.strerror or error}. "
+            f"data cache: {what} cannot be written under {folder.parent}: {reason}. "
             "Free space there, or choose another cache folder."
         ) from error
     verify(folder, what)

@@ -197,6 +197,6 @@ def _too_much(name: str, facts: dict[str, Any], config: SplitConfig) -> DataErro
     return DataError(
         f"data.split.max_overlap = {config.max_overlap}: expected at most this fraction of the "
         f"{name} split's word {N_WORDS}-grams in the training text, but it is "
-        f"{facts['used']:.3f}. Worst: {worst}. {way_out}, remove the copies from the corpus, or, if "
-        "such overlap is what you want to measure, raise data.split.max_overlap."
+        f"{facts['used']:.3f}. Worst: {worst}. {way_out}, or remove the copies from the corpus, or "
+        "raise data.split.max_overlap if you accept them."
     )

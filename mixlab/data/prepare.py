@@ -96,6 +96,8 @@ def _tell_source(snapshot: Snapshot, progress: Progress) -> None:
         f"Corpus: {read['documents']} documents, {read['bytes'] / 1e6:.2f} MB; "
         f"{dropped['documents']} exact duplicates dropped."
     )
+    if facts["source"].get("reached_max_documents"):
+        progress.note("The source has more: reading stopped at data.corpus.max_documents.")
     for reason, entry in facts["skipped"].items():
         names = ", ".join(entry["first"][:3])
         progress.note(f"Skipped: {entry['count']} x {reason} ({names}).")

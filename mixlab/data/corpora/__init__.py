@@ -2,6 +2,9 @@
 
 from mixlab.core.registry import Registry
 from mixlab.data.corpora.base import CorpusConfig
+from mixlab.data.corpora.hub import HubDataset
+from mixlab.data.corpora.jsonl import Jsonl
+from mixlab.data.corpora.parquet import Parquet
 from mixlab.data.corpora.python_sources import PythonPackages, PythonStdlib
 from mixlab.data.corpora.text import Text
 
@@ -10,5 +13,8 @@ CORPORA: Registry[CorpusConfig] = Registry(
         "python-stdlib": PythonStdlib,
         "python-packages": PythonPackages,
         "text": Text,
+        "jsonl": Jsonl,
+        "parquet": Parquet,
+        "hf": HubDataset,
     }
 )

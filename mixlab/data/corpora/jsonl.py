@@ -1,0 +1,79 @@
+"""JSON lines: one object per line, plain or compressed with gzip."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any, Literal
+
+from mixlab.core.errors import DataError
+from mixlab.data.corpora.rows import RowCorpus, text_of
+from mixlab.data.documents import Document, SourceReport
+from mixlab.data.files import SourceFile, find_files, fingerprint
+
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
+
+
+class Jsonl(RowCorpus):
+    """Rows of JSON lines files. A line that is not an object with text is counted and named.
+
+    The first object of each file must have the field: a wrong `field` is an error at once.
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str | list[str]
+    """A file, a folder (its .jsonl, .ndjson and .jsonl.gz files), a glob, or a list of these."""
+
+    def documents(self, report: SourceReport) -> Iterator[Document]:
+        files = find_files(self.path, _SUFFIXES, report)
+        rows = (document for file in files for document in self._rows(file, report))
+        yield from self._limited(rows, report)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return fingerprint(find_files(self.path, _SUFFIXES, SourceReport()))
+
+    def _rows(self, file: SourceFile, report: SourceReport) -> Iterator[Document]:
+        n_objects = 0
+        try:
+            with _open(file.path) as lines:
+                for number, line in enumerate(lines, start=1):
+                    name = f"{file.name}:{number}"
+                    row = _parse(line, name, report)
+                    if row is None:
+                        continue
+                    n_objects += 1
+                    if n_objects == 1:
+                        self._check_field(row, f"the rows of {file.name}")
+                    if self.field not in row:
+                        report.skip("row without the field", name)
+                        continue
+                    text = text_of(row[self.field], name, report)
+                    if text is not None:
+                        yield Document(name, text)
+        except (OSError, EOFError, zlib.error) as error:
+            # Half a file is not a corpus: what follows the damage would be missing silently.
+            raise DataError(
+                f"data.corpus.path: {file.path} cannot be read to its end ({error})."
+            ) from None
+
+
+def _open(path: str) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+
+
+def _parse(line: bytes, name: str, report: SourceReport) -> dict[str, Any] | None:
+    """The line's object, or None: an empty line is nothing, any other defect is counted."""
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        report.skip("line that is not UTF-8", name)
+        return None
+    except (ValueError, RecursionError):
+        report.skip("line that is not JSON", name)
+        return None
+    if not isinstance(row, dict):
+        report.skip("line that is not a JSON object", name)
+        return None
+    return row
