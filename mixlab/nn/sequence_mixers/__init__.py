@@ -3,11 +3,13 @@
 from mixlab.core.registry import Registry
 from mixlab.nn.sequence_mixers.attention import AttentionConfig
 from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.mla import MLAConfig
 
 __all__ = ["SEQUENCE_MIXERS", "MixerOutput", "SequenceMixer", "SequenceMixerConfig"]
 
 SEQUENCE_MIXERS: Registry[SequenceMixerConfig] = Registry(
     {
         "attention": AttentionConfig,
+        "mla": MLAConfig,
     }
 )

@@ -1,0 +1,218 @@
+"""Mixture of experts: choosing experts for tokens, and running every expert on its tokens.
+
+    y_n = sum over the chosen experts e of  weight_ne * expert_e(x_n)
+
+No token is ever dropped, so what a token gets does not depend on the others in its batch.
+Source: Switch Transformer [arXiv:2101.03961] (balance loss), ST-MoE [arXiv:2202.08906] (z-loss),
+        DeepSeek-V3 [arXiv:2412.19437] (sigmoid scores, balance by a bias [arXiv:2408.15664]),
+        MegaBlocks [arXiv:2211.15841] (dropless, grouped).
+Shapes: N tokens, D width, E experts, k experts per token, F expert width; M = N * k rows, one per
+        token and chosen expert.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.core.errors import BackendError
+from mixlab.ops.dtypes import at_least_float32
+
+Backend = Literal["grouped", "loop"]
+Scores = Literal["softmax", "sigmoid"]
+Activation = Literal["swiglu", "silu"]
+
+
+# --- routing ----------------------------------------------------------------------------------
+
+
+class Routing(NamedTuple):
+    """Who takes what; all of it in float32 or wider."""
+
+    indices: Tensor  # (N, k) int64, the chosen experts
+    weights: Tensor  # (N, k), what their outputs are multiplied with
+    logits: Tensor  # (N, E)
+    probs: Tensor  # (N, E), the router's distribution: scores divided by their sum
+
+
+def route(
+    *,
+    logits: Tensor,  # (N, E)
+    n_active: int,
+    scores: Scores,
+    normalize: bool,
+    scaling: float = 1.0,
+    selection_bias: Tensor | None = None,  # (E,)
+) -> Routing:
+    """Choose the `n_active` experts of highest score for every token.
+
+    `normalize` divides the chosen scores by their sum: with softmax that is the softmax over the
+    chosen logits alone. `selection_bias` is added for the choice only, never to the weights.
+    """
+    logits = at_least_float32(logits)
+    score = logits.softmax(dim=-1) if scores == "softmax" else logits.sigmoid()  # (N, E)
+    ranking = score if selection_bias is None else score + selection_bias
+    indices = ranking.detach().topk(n_active, dim=-1).indices  # (N, k)
+    weights = score.gather(-1, indices)
+    if normalize:
+        # Sigmoid scores may all underflow to 0; the constant is DeepSeek-V3's.
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    probs = score if scores == "softmax" else score / (score.sum(dim=-1, keepdim=True) + 1e-20)
+    return Routing(indices, weights * scaling, logits, probs)
+
+
+def count_tokens(indices: Tensor, n_experts: int) -> Tensor:
+    """(E,) int64, rows that each expert takes; unlike `bincount`, never waits for a GPU."""
+    flat = indices.flatten()
+    return flat.new_zeros(n_experts).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def balance_loss(probs: Tensor, counts: Tensor) -> Tensor:
+    """Switch's load-balancing loss, E * sum_e share_e * mean_n probs_ne, for any k.
+
+    1 when both tokens and probabilities are spread evenly, up to E when one expert takes all.
+    Only the probabilities carry gradient.
+    """
+    share = counts.to(probs.dtype) / counts.sum()  # (E,), sums to 1
+    return probs.shape[-1] * (share * probs.mean(dim=0)).sum()
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """ST-MoE's router z-loss: mean over tokens of logsumexp(logits)^2, in nats^2."""
+    return logits.logsumexp(dim=-1).square().mean()
+
+
+def balanced_bias(bias: Tensor, counts: Tensor, rate: float) -> Tensor:
+    """The selection bias after one update: up by `rate` where an expert had less than the mean."""
+    load = counts.to(bias.dtype)
+    return bias + rate * (load.mean() - load).sign()
+
+
+# --- running the experts ----------------------------------------------------------------------
+
+
+def experts(
+    *,
+    x: Tensor,  # (N, D)
+    indices: Tensor,  # (N, k)
+    weights: Tensor,  # (N, k)
+    up: Tensor,  # (E, F, D), or (E, 2 F, D) with the gate's rows first
+    down: Tensor,  # (E, D, F)
+    activation: Activation,
+    backend: Backend = "grouped",
+) -> Tensor:
+    """(N, D): every token's chosen experts, weighted and summed.
+
+    `swiglu` is down(silu(gate x) * up x), `silu` is down(silu(up x)).
+
+    Raises:
+        BackendError: `grouped` cannot take these widths on a GPU.
+    """
+    if torch.is_autocast_enabled(x.device.type):  # grouped products know nothing of autocast
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
+    run = _loop if backend == "loop" else _grouped
+    return run(x, indices, weights, up, down, activation)
+
+
+def _activate(h: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return F.silu(h)
+    gate, up = h.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _loop(
+    x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor, activation: Activation
+) -> Tensor:
+    """The definition, one expert after the other: what `grouped` is held to."""
+    y = torch.zeros_like(x, dtype=at_least_float32(x[:0]).dtype)
+    for e in range(up.shape[0]):
+        rows, slots = (indices == e).nonzero(as_tuple=True)
+        out = F.linear(_activate(F.linear(x[rows], up[e]), activation), down[e])
+        y = y.index_add(0, rows, (out * weights[rows, slots, None]).to(y.dtype))
+    return y.to(x.dtype)
+
+
+def _grouped(
+    x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor, activation: Activation
+) -> Tensor:
+    """Sort the rows by expert, so that every expert's rows lie together in one product."""
+    n, k = indices.shape
+    order = indices.flatten().argsort(stable=True)  # (M,), row of the unsorted at each sorted place
+    place = torch.empty_like(order)  # (M,), its inverse
+    place[order] = torch.arange(order.numel(), device=order.device)
+    ends = count_tokens(indices, up.shape[0]).cumsum(0)  # (E,)
+    rows = _Spread.apply(x, order, place, k)  # (M, D)
+    hidden = _activate(grouped_linear(rows, up, ends), activation)  # (M, F)
+    out = grouped_linear(hidden, down, ends)  # (M, D)
+    out = _Spread.apply(out, place, order, 1).view(n, k, -1)  # (N, k, D), in the tokens' order
+    return (at_least_float32(out) * weights[..., None]).sum(dim=1).to(x.dtype)
+
+
+class _Spread(torch.autograd.Function):
+    """Row i of the result is row order[i] // k of x: k copies of each row, permuted.
+
+    The gradient is a gather as well, not a scatter, so it is the same on every run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.k = k
+        return x[order // k if k > 1 else order]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        (place,) = ctx.saved_tensors
+        grad = grad[place]
+        return (grad.unflatten(0, (-1, ctx.k)).sum(dim=1) if ctx.k > 1 else grad), None, None, None
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """(M, d_out): rows ends[e - 1] to ends[e] of x (M, d_in) times weight[e].T (d_out, d_in).
+
+    bfloat16 on a GPU is one kernel that reads `ends` there. Everything else is one product per
+    expert over a contiguous slice, for which `ends` is read once: free on a CPU, a wait on a GPU.
+
+    Raises:
+        BackendError: a width that the GPU kernel does not take.
+    """
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16:
+        return _SlicedLinear.apply(x, weight, ends.tolist())
+    if x.shape[1] % 8 or weight.shape[1] % 8:
+        raise BackendError(
+            f"The experts' backend 'grouped' takes widths that are multiples of 8 in bfloat16 on a "
+            f"GPU, and these are {x.shape[1]} and {weight.shape[1]}. Change d_expert or d_model, "
+            f"or set backend=loop."
+        )
+    return F.grouped_mm(x, weight.mT, offs=ends.to(torch.int32))
+
+
+class _SlicedLinear(torch.autograd.Function):
+    """One product per group, written straight into the slice of a shared result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.ends = ends
+        y = x.new_empty(x.shape[0], weight.shape[1])
+        for e, rows in _slices(ends):
+            torch.mm(x[rows], weight[e].T, out=y[rows])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        for e, rows in _slices(ctx.ends):
+            torch.mm(grad[rows], weight[e], out=dx[rows])
+            torch.mm(grad[rows].T, x[rows], out=dweight[e])  # zeros for an expert without rows
+        return dx, dweight, None
+
+
+def _slices(ends: list[int]) -> list[tuple[int, slice]]:
+    starts = [0, *ends[:-1]]
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True))]
