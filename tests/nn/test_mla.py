@@ -1,4 +1,4 @@
-"""Multi-head latent attention: an oracle head by head, the contract, and its two decode backends."""
+"""Multi-head latent attention: an oracle head by head, the contract, both decode backends."""
 
 import math
 

@@ -121,9 +121,8 @@ class Router(Linear):
 
     def __init__(self, d_model: int, n_experts: int, *, balances: bool) -> None:
         super().__init__(d_model, n_experts)
-        self.register_buffer(
-            "e_score_correction_bias", torch.zeros(n_experts) if balances else None
-        )
+        bias = torch.zeros(n_experts) if balances else None
+        self.register_buffer("e_score_correction_bias", bias)
         # Empty whenever a checkpoint is written, which is between updates: not worth a place in it.
         counts = torch.zeros(n_experts, dtype=torch.int64) if balances else None
         self.register_buffer("tokens_per_expert", counts, persistent=False)
@@ -133,11 +132,7 @@ class Router(Linear):
         bias = self.e_score_correction_bias
         super()._apply(fn, recurse)
         moved = self.e_score_correction_bias
-        if (
-            bias is not None
-            and moved is not None
-            and moved.dtype in (torch.bfloat16, torch.float16)
-        ):
+        if bias is not None and moved is not None and moved.itemsize < 4:
             self.e_score_correction_bias = at_least_float32(bias.to(moved.device))
         return self
 
