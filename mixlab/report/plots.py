@@ -34,7 +34,7 @@ class Context(NamedTuple):
     nats: float
 
 
-def draw_training_curves(run: RunDir) -> Path:
+def write_training_curves(run: RunDir) -> Path:
     """Write plots/training_curves.png of a run in any state; returns its path."""
     summary = run.read_json("summary.json") or {}
     figure = training_curves(

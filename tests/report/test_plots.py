@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mixlab.core.run_dir import RunDir
-from mixlab.report.plots import Context, context_lines, draw_training_curves, png, training_curves
+from mixlab.report.plots import Context, context_lines, png, training_curves, write_training_curves
 from mixlab.report.series import Series, column, envelope, series, smooth, thin, where
 
 _CONTEXT = [Context("ln V (uniform guess)", 8.3), Context("unigram entropy", 5.9)]
@@ -148,11 +148,11 @@ def test_equal_numbers_give_equal_bytes_and_no_display_is_needed(tmp_path: Path)
     run = RunDir.create(tmp_path / "run")
     for step in range(1, 20):
         run.append("metrics.jsonl", {"step": step, "tokens": step * 10, "loss_nats": 1.0 / step})
-    first = draw_training_curves(run).read_bytes()
+    first = write_training_curves(run).read_bytes()
     code = (
         "import sys; from mixlab.core.run_dir import RunDir\n"
-        "from mixlab.report.plots import draw_training_curves\n"
-        "draw_training_curves(RunDir(sys.argv[1]))\n"
+        "from mixlab.report.plots import write_training_curves\n"
+        "write_training_curves(RunDir(sys.argv[1]))\n"
         "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)
