@@ -73,7 +73,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def parse_yaml(text: str, source: str) -> Any:
     """Read YAML text; `source` names it in the error message."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         message = re.sub(r"\s+", " ", str(error))
         raise LabError(f"{source} is not valid YAML: {message}") from None
@@ -84,7 +84,9 @@ def read_yaml(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise LabError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        raise LabError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from None
     except OSError as error:
         raise LabError(f"{path} cannot be read: {error.strerror}.") from None
     tree = parse_yaml(text, str(path))
@@ -238,10 +240,15 @@ def _translate(cls: type[Config], tree: Any, error: ValidationError) -> ConfigEr
         options = [o.strip("'") for o in re.split(r", | or ", first["ctx"]["expected"])]
         close = difflib.get_close_matches(str(got), options, n=1, cutoff=0.5)
         return ConfigError(
-            dotted, got, f"one of {', '.join(options)}", f"Did you mean {close[0]!r}?" if close else ""
+            dotted,
+            got,
+            f"one of {', '.join(options)}",
+            f"Did you mean {close[0]!r}?" if close else "",
         )
     rule = re.sub(r"^(Input|Value) should be ", "", first["msg"]).removeprefix("Value error, ")
-    rule = rule.replace("a valid dictionary or object to extract fields from", "a group of settings")
+    rule = rule.replace(
+        "a valid dictionary or object to extract fields from", "a group of settings"
+    )
     rule = re.sub(r"^a valid dictionary or instance of \w+", "a group of settings", rule)
     return ConfigError(dotted, _short(got), rule[0].lower() + rule[1:])
 
@@ -251,9 +258,9 @@ def _as_typed(tree: Any, loc: Sequence[str | int]) -> list[str | int]:
     path: list[str | int] = []
     for i, part in enumerate(loc):
         is_last = i == len(loc) - 1
-        if isinstance(tree, Mapping) and part in tree:
-            tree = tree[part]
-        elif isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+        if (isinstance(tree, Mapping) and part in tree) or (
+            isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        ):
             tree = tree[part]
         elif not is_last or not isinstance(tree, Mapping) or tree.get("kind") == part:
             continue
@@ -276,16 +283,22 @@ def _at(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[type
     for part in path:
         tree = tree[part] if isinstance(tree, list | Mapping) else None
         fields = [c.model_fields[part] for c in here if part in c.model_fields]
-        below = [m for f in fields for m in (*_models(f.annotation), *_models(tuple_of(f.metadata)))]
+        below = [
+            m for f in fields for m in (*_models(f.annotation), *_models(tuple_of(f.metadata)))
+        ]
         below = below or here  # an item of a list or dict: its field was resolved a step ago
         kind = tree.get("kind") if isinstance(tree, Mapping) else None
-        narrowed = [m for m in below if "kind" in m.model_fields and m.model_fields["kind"].default == kind]
+        narrowed = [
+            m for m in below if "kind" in m.model_fields and m.model_fields["kind"].default == kind
+        ]
         here = narrowed or below
     return here
 
 
-def tuple_of(metadata: Sequence[Any]) -> Any:
-    return tuple[tuple(m for m in metadata if isinstance(m, type))] if metadata else None
+def _kind(model: type[BaseModel]) -> Any:
+    """The name that a config uses for this class, if it is one of several kinds."""
+    field = model.model_fields.get("kind")
+    return field.default if field is not None else None
 
 
 def _field_names(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[str]:
@@ -293,7 +306,9 @@ def _field_names(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> 
 
 
 def _tags(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[str]:
-    found = [m.model_fields["kind"].default for m in _at(cls, tree, path) if "kind" in m.model_fields]
+    found = [
+        m.model_fields["kind"].default for m in _at(cls, tree, path) if "kind" in m.model_fields
+    ]
     return [str(kind) for kind in dict.fromkeys(found)]
 
 

@@ -43,7 +43,7 @@ class MissingPackageError(LabError):
         )
 
 
-class Rule(ValueError):
+class Rule(ValueError):  # noqa: N818 (it is a rule that was broken)
     """A broken rule inside a config class, which knows its own fields but not where it sits.
 
     Raise it in a pydantic validator; `core.config.decode` puts the node's path in front and turns

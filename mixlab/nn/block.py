@@ -1,6 +1,6 @@
 """One residual block: a sequence mixer, then a channel mixer, each behind a norm.
 
-    x = x + sequence_mixer(norm(x));   x = x + channel_mixer(norm(x))
+x = x + sequence_mixer(norm(x));   x = x + channel_mixer(norm(x))
 """
 
 from typing import Any, NamedTuple

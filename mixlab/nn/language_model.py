@@ -71,7 +71,8 @@ class LanguageModelConfig(Config):
         unused = sorted(set(self.blocks) - used)
         if unused:
             raise Rule(
-                f"blocks.{unused[0]}", "unused", f"every block to stand at some layer of {self.n_layers}",
+                f"blocks.{unused[0]}", "unused",
+                f"every block to stand at one of the {self.n_layers} layers",
                 "Place it in model.pattern, or leave it out.",
             )  # fmt: skip
         return self

@@ -7,7 +7,7 @@ forward pass, so the largest intermediate is (chunk, vocab) and nothing is compu
 Shapes: N tokens, D width, V vocabulary.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,3 +77,26 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         dh, dweight = ctx.saved_tensors
         return dh * grad.to(dh.dtype), (dweight * grad).to(ctx.weight_dtype), None
+
+
+class TokenScores(NamedTuple):
+    nats: Tensor  # (N,), float32 or wider; 0 where there is no target
+    is_correct: Tensor  # (N,) bool, the target had the highest logit
+
+
+@torch.no_grad()
+def score_tokens(h: Tensor, weight: Tensor, targets: Tensor) -> TokenScores:
+    """Nats and hits of every target, with the head and the softmax in float32 or wider.
+
+    `h` (N, D), `weight` (V, D), `targets` (N,). This is what every reported loss is made of.
+    """
+    with torch.autocast(h.device.type, enabled=False):
+        h, weight = at_least_float32(h), at_least_float32(weight)
+        chunk = max(1, CHUNK_LOGITS // weight.shape[0])
+        nats, hits = [], []
+        for start in range(0, h.shape[0], chunk):
+            logits = h[start : start + chunk] @ weight.T  # (chunk, V)
+            target = targets[start : start + chunk]
+            nats.append(F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none"))
+            hits.append(logits.argmax(dim=-1) == target)
+        return TokenScores(torch.cat(nats), torch.cat(hits))

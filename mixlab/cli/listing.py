@@ -1,0 +1,39 @@
+"""`mixlab list`: what there is to choose from."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class What(StrEnum):
+    """The tables that can be listed."""
+
+    recipes = "recipes"
+    corpora = "corpora"
+    tokenizers = "tokenizers"
+    mixers = "mixers"
+    optimizers = "optimizers"
+    schedules = "schedules"
+    mirrors = "mirrors"
+
+
+def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
+    """List recipes, corpora, tokenizers, mixers, optimizers, schedules or mirrors.
+
+    \b
+    Examples:
+      mixlab list recipes
+      mixlab list mixers
+    """
+    from mixlab.cli.screen import print_table
+
+    if what is What.recipes:
+        from mixlab.core.recipes import list_recipes
+
+        print_table(("recipe", "what it is"), list_recipes())
+        return
+    from mixlab.jobs.catalogue import entries
+
+    rows = entries(what.value)
+    print_table(("config key", "kind", "what it is"), rows)

@@ -1,0 +1,73 @@
+"""The console script `mixlab`: one file per command, and one place where errors become exits."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mixlab import __version__
+from mixlab.cli import doctor, extend, generate, listing, show, train
+from mixlab.core.errors import LabError
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="mixlab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mixlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A research lab for efficient small language models.
+
+    \b
+    Start here:
+      mixlab train quickstart          train a small model, about two minutes on a CPU
+      mixlab list recipes              what else can be trained
+      mixlab show quickstart           what a recipe is made of, and what it costs
+      mixlab generate runs/quickstart --prompt "def "
+    """
+
+
+app.command("train")(train.train)
+app.command("extend")(extend.extend)
+app.command("show")(show.show)
+app.command("list")(listing.list_)
+app.command("generate")(generate.generate)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one paragraph and exit status 2."""
+    try:
+        app()
+    except LabError as error:
+        command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        print(f"mixlab {command}: {error}".replace(" :", ":"), file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    except KeyboardInterrupt:
+        print("\nmixlab: stopped.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Validation loss and its relatives: the one place where a reported loss comes from."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixlab.data.batch import Batch
+from mixlab.nn.language_model import LanguageModel
+from mixlab.ops.cross_entropy import IGNORE, score_tokens
+from mixlab.ops.packing import Packing
+
+
+class EvalMetrics(NamedTuple):
+    """Means over the target tokens of a fixed set."""
+
+    loss_nats: float
+    accuracy: float  # share of targets that had the highest logit
+    perplexity: float  # exp(loss_nats)
+    bits_per_byte: float  # nats of all targets, as bits, over the bytes of text they stand for
+    n_tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    token_bytes: np.ndarray,
+    *,
+    compute_dtype: torch.dtype | None = None,
+) -> EvalMetrics:
+    """Score every target of `batches`.
+
+    The trunk runs in the precision that the model trains in; head, softmax and sums are float32
+    and float64. `token_bytes` (vocab,) holds the bytes of text behind each token, 0 for EOS.
+    Dropout is off, and the model's mode is put back afterwards.
+    """
+    device = model.embed_tokens.weight.device
+    bytes_of = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats, hits, bytes, targets
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            sums += _score(model, batch.to(device), bytes_of, compute_dtype)
+    finally:
+        model.train(was_training)
+    nats, hits, n_bytes, n_targets = sums.tolist()
+    loss = nats / n_targets
+    return EvalMetrics(
+        loss_nats=loss,
+        accuracy=hits / n_targets,
+        perplexity=math.exp(min(loss, 700.0)),  # beyond that float64 overflows
+        bits_per_byte=nats / math.log(2) / n_bytes if n_bytes else math.nan,
+        n_tokens=round(n_targets),
+    )
+
+
+def _score(
+    model: LanguageModel, batch: Batch, bytes_of: Tensor, compute_dtype: torch.dtype | None
+) -> Tensor:
+    dtype = compute_dtype or torch.bfloat16
+    with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=compute_dtype is not None):
+        h = model.trunk(batch.tokens, None, Packing(batch.segments)).h
+    targets = batch.targets.flatten()
+    scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
+    is_target = targets != IGNORE
+    n_bytes = bytes_of[targets[is_target]].sum()
+    return torch.stack(
+        [
+            scores.nats.double().sum(),
+            scores.is_correct.double().sum(),
+            n_bytes,
+            is_target.double().sum(),
+        ]
+    )

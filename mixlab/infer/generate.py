@@ -1,0 +1,60 @@
+"""Prompt in, tokens out, one cached step at a time."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from mixlab.core.errors import LabError
+from mixlab.infer.sampler import SamplingConfig, sample
+from mixlab.nn.language_model import LanguageModel
+from mixlab.ops.dtypes import at_least_float32
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: LanguageModel,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sampling: SamplingConfig,
+    seed: int,
+    eos_id: int | None = None,
+    n_known_tokens: int | None = None,
+) -> Iterator[int]:
+    """Continue `prompt` by up to `max_new_tokens` tokens, ending before `eos_id`.
+
+    The prompt is read once and its state kept, so each further token costs one step. Tokens from
+    `n_known_tokens` on (rows of the embedding that no text maps to) are never drawn.
+
+    Raises:
+        LabError: the prompt is empty, or prompt and answer exceed the model's `max_seq_len`.
+    """
+    if not prompt:
+        raise LabError("prompt = '': expected at least one token to continue.")
+    room = model.cfg.max_seq_len - len(prompt)
+    if max_new_tokens > room:
+        raise LabError(
+            f"prompt of {len(prompt)} tokens and {max_new_tokens} new ones: expected at most "
+            f"model.max_seq_len = {model.cfg.max_seq_len} together. Shorten the prompt or ask for "
+            f"at most {max(room, 0)} tokens."
+        )
+    device = model.embed_tokens.weight.device
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = torch.tensor([list(prompt)], device=device)
+    state = model.initial_state(1)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            out = model(tokens, state, last_only=True)
+            state = out.state
+            logits = at_least_float32(out.logits[:, -1])  # (1, vocab)
+            if n_known_tokens is not None:
+                logits[:, n_known_tokens:] = -torch.inf
+            tokens = sample(logits, sampling, generator)[:, None]
+            token = int(tokens)
+            if token == eos_id:
+                return
+            yield token
+    finally:
+        model.train(was_training)

@@ -1,0 +1,82 @@
+"""What the hardware is and what follows from it: device, precision, matrix rate."""
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+
+from mixlab.core.errors import ConfigError
+from mixlab.core.provenance import cpu_model
+from mixlab.train.config import TrainConfig
+
+
+class Hardware(NamedTuple):
+    """The settled answers to what the config left open."""
+
+    device: torch.device
+    precision: str  # "fp32" or "bf16"
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of matrix products under autocast; None: no autocast."""
+        return torch.bfloat16 if self.precision == "bf16" else None
+
+
+def settle_hardware(cfg: TrainConfig) -> Hardware:
+    """Choose device and precision where the config says auto.
+
+    Raises:
+        ConfigError: a GPU was asked for by name and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if cfg.device == "cuda" and not has_cuda:
+        raise ConfigError(
+            "train.device", "cuda", "a usable NVIDIA GPU, and PyTorch finds none",
+            "Run `mixlab doctor` for what is here, or set train.device=auto.",
+        )  # fmt: skip
+    device = torch.device("cuda" if has_cuda and cfg.device != "cpu" else "cpu")
+    if cfg.precision != "auto":
+        return Hardware(device, cfg.precision)
+    return Hardware(device, "bf16" if is_bf16_fast(device) else "fp32")
+
+
+def is_bf16_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices natively; decided by its abilities."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in checks)
+
+
+def measure_matmul_flops(device: torch.device, dtype: torch.dtype | None) -> float:
+    """FLOP/s of a large square matrix product here and now: what MFU is a share of."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype or torch.float32)
+    best = float("inf")
+    for _ in range(6):
+        _wait(device)
+        start = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Facts about the device for environment.json."""
+    facts: dict[str, Any] = {"device": device.type, "n_threads": torch.get_num_threads()}
+    if device.type != "cuda":
+        return {**facts, "device_name": cpu_model()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        **facts,
+        "device_name": properties.name,
+        "device_memory_bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,133 @@
+"""Train a run further, as a child run that records its parent."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mixlab.core.config import decode, dump_yaml, read_yaml, to_tree
+from mixlab.core.errors import CheckpointError, RunError
+from mixlab.core.run_dir import RunDir
+from mixlab.jobs.config import RunConfig
+from mixlab.jobs.device import settle_hardware
+from mixlab.jobs.screen import PlainScreen, Screen
+from mixlab.jobs.session import prepare_data
+from mixlab.jobs.train import RunResult, run_sitting
+from mixlab.train import checkpoint as checkpoints
+from mixlab.train.config import TrainConfig
+from mixlab.train.length import Length
+from mixlab.train.loop import Progress
+from mixlab.train.schedule import Bridge, lr_factor
+
+BRIDGE_FRAC = 0.1
+"""Share of the added updates over which a lowered learning rate is led up again."""
+
+
+class Start(NamedTuple):
+    """Where a child begins, and at which learning rate."""
+
+    step: int
+    bridge: Bridge | None
+    parent_lr: float  # of the parent's update before that step
+    child_lr: float  # of the child's first update
+
+
+def plan_extension(train: TrainConfig, saved_steps: list[int], n_steps: int) -> Start:
+    """Choose the checkpoint to go on from so that the learning rate does not jump.
+
+    The newest checkpoint at which parent and child have the same learning rate is taken, such as
+    the one where a WSD schedule begins to decay. Where there is none, the last checkpoint is
+    taken and a bridge leads from the parent's last rate to the child's schedule.
+    """
+    old_steps, lr = int(train.length.amount), train.optimizer.lr
+    last = saved_steps[-1]
+
+    def parent(step: int) -> float:
+        return lr_factor(train.schedule, train.bridge, max(step - 1, 0), old_steps)
+
+    def child(step: int) -> float:
+        return train.schedule.factor(min(step, n_steps - 1), n_steps)
+
+    for step in reversed(saved_steps):
+        # Before its first third, more of the parent would be thrown away than a bridge costs.
+        if 3 * step >= old_steps and abs(parent(step) - child(step)) <= 1e-9:
+            return Start(step, None, lr * parent(step), lr * child(step))
+    length = max(1, round(BRIDGE_FRAC * (n_steps - last)))
+    bridge = Bridge(from_step=last, from_factor=parent(last), n_steps=length)
+    first = lr_factor(train.schedule, bridge, last, n_steps)
+    return Start(last, bridge, lr * parent(last), lr * first)
+
+
+def extend_run(
+    path: Path, *, n_steps: int, run_dir: Path | None = None, screen: Screen | None = None
+) -> RunResult:
+    """Train the run at `path` to `n_steps` updates in total, in a new folder.
+
+    Raises:
+        RunError: no such run, it is not longer than before, or the folder exists.
+        CheckpointError: the parent's checkpoint is damaged.
+    """
+    screen = screen or PlainScreen()
+    parent = RunDir.open(path)
+    config = decode(RunConfig, read_yaml(parent.config_path))
+    saved = checkpoints.steps(parent.checkpoints_path)
+    if not saved:
+        raise CheckpointError(f"run {path}: has no checkpoint to go on from.")
+    if n_steps <= saved[-1]:
+        raise RunError(
+            f"--steps {n_steps}: expected more than the {saved[-1]} updates that {path} already "
+            "has; it counts all updates, the parent's included."
+        )
+    start = plan_extension(config.train, saved, n_steps)
+    train = config.train.model_copy(
+        update={"length": Length(n_steps, "steps"), "bridge": start.bridge}
+    )
+    child_config = decode(RunConfig, {**to_tree(config), "train": to_tree(train)})
+    checkpoint = checkpoints.load(checkpoints.step_path(parent.checkpoints_path, start.step))
+    hardware = settle_hardware(child_config.train)
+    data = prepare_data(child_config, screen)
+    child_path = run_dir or path.with_name(f"{path.name}-to-{n_steps}")
+    child = RunDir.create(child_path)
+    screen.note(_explain(path, start, n_steps))
+    with child.lock():
+        child.write_text("config.yaml", dump_yaml(to_tree(child_config)))
+        child.write_text("request.yaml", dump_yaml(to_tree(child_config)))
+        child.write_json("parent.json", _parent_facts(parent, start, config))
+        _copy_logs(parent, child, checkpoint.state["log_bytes"])
+        progress = replace(
+            Progress(**checkpoint.state["progress"]),
+            best_loss_nats=None,
+            best_step=None,
+            evals_without_improvement=0,
+        )
+        # The child owns its first checkpoint, so that it can be resumed from its first update on.
+        state = {**checkpoint.state, "progress": asdict(progress)}
+        checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
+        return run_sitting(child, child_config, data, hardware, progress, checkpoint, screen, None)
+
+
+def _explain(path: Path, start: Start, n_steps: int) -> str:
+    text = (
+        f"Going on from step {start.step} of {path} to step {n_steps}. The learning rate was "
+        f"{start.parent_lr:.3g} there and begins at {start.child_lr:.3g}"
+    )
+    if start.bridge is None:
+        return text + "; the schedule simply goes on."
+    return text + f"; {start.bridge.n_steps} updates lead it to the new schedule."
+
+
+def _parent_facts(parent: RunDir, start: Start, config: RunConfig) -> dict[str, Any]:
+    return {
+        "path": str(parent.path.resolve()),
+        "name": config.name,
+        "step": start.step,
+        "parent_lr": start.parent_lr,
+        "first_lr": start.child_lr,
+        "bridge": to_tree(start.bridge) if start.bridge else None,
+    }
+
+
+def _copy_logs(parent: RunDir, child: RunDir, log_bytes: dict[str, int]) -> None:
+    """The child's figures begin with the parent's up to the common step."""
+    for name, size in log_bytes.items():
+        text = (parent.path / name).read_bytes()[:size].decode("utf-8")
+        child.write_text(name, text)

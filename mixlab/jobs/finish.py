@@ -1,0 +1,104 @@
+"""What a sitting leaves behind: test figures, samples, summary, pictures and the report."""
+
+from typing import Any
+
+from mixlab.core.run_dir import RunDir
+from mixlab.infer.generate import generate_tokens
+from mixlab.infer.sampler import SamplingConfig
+from mixlab.jobs.screen import Screen
+from mixlab.jobs.session import Session
+from mixlab.report.markdown import write_report
+from mixlab.report.plots import write_training_curves
+from mixlab.train.loop import Outcome
+
+PROMPT_CHARS = 48
+"""Characters of a validation document that start a sample when no prompt is given."""
+
+
+def finish(
+    run: RunDir, session: Session, outcome: Outcome, command: str, screen: Screen
+) -> dict[str, Any]:
+    """Write summary.json, plots/, and, at the end of the run, samples and report.md."""
+    progress = outcome.progress
+    is_over = outcome.status != "interrupted"
+    evals = run.read_jsonl("evals.jsonl")
+    validation = [row for row in evals if row["split"] == "validation"]
+    best = next((row for row in validation if row["step"] == progress.best_step), None)
+    notes = list(session.notes)
+    summary: dict[str, Any] = {
+        "status": outcome.status,
+        "steps": progress.step,
+        "planned_steps": int(session.config.train.length.amount),
+        "tokens": progress.tokens,
+        "flops": progress.tokens * session.budget.train_flops_per_token,
+        "train_s": progress.elapsed_s,
+        "n_params": session.budget.n_params,
+        "n_active_params": session.budget.n_active_params,
+        "n_embedding_params": session.budget.n_embedding_params,
+        "flops_per_token": session.budget.train_flops_per_token,
+        "context": session.context,
+        "final": validation[-1] if validation else None,
+        "best": best,
+        "device": session.hardware.device.type,
+        "precision": session.hardware.precision,
+        "command": command,
+        "notes": notes,
+    }
+    if is_over:
+        with screen.task("Writing samples", None):
+            _write_samples(run, session, progress.step)
+    run.write_json("summary.json", summary)
+    write_training_curves(run)
+    write_report(run)
+    return summary
+
+
+def _write_samples(run: RunDir, session: Session, step: int) -> None:
+    """Continue the prompts with the weights that are evaluated; replaces earlier samples."""
+    if session.ema is not None:
+        with session.ema.applied():
+            rows = _samples(session, step)
+    else:
+        rows = _samples(session, step)
+    run.truncate_jsonl("samples.jsonl", 0)
+    for row in rows:
+        run.append("samples.jsonl", row)
+
+
+def _samples(session: Session, step: int) -> list[dict[str, Any]]:
+    cfg, tokenizer = session.config.sample, session.data.tokenizer
+    sampling = SamplingConfig(temperature=cfg.temperature, top_k=cfg.top_k)
+    rows = []
+    prompts = (cfg.prompts or _beginnings(session))[: cfg.n]
+    for i, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt)
+        room = session.config.model.max_seq_len - len(ids)
+        tokens = generate_tokens(
+            session.model,
+            ids,
+            max_new_tokens=min(cfg.max_new_tokens, room),
+            sampling=sampling,
+            seed=session.config.seed + i,
+            eos_id=tokenizer.eos_id,
+            n_known_tokens=tokenizer.vocab_size,
+        )
+        text = tokenizer.decode(list(tokens))
+        settings = {
+            "temperature": cfg.temperature,
+            "top_k": cfg.top_k,
+            "seed": session.config.seed + i,
+        }
+        rows.append({"prompt": prompt, "text": text, "step": step, "settings": settings})
+    return rows
+
+
+def _beginnings(session: Session) -> list[str]:
+    """The first words of validation documents: text that the model has not been trained on."""
+    shards = session.data.split("validation")
+    prompts = []
+    for start in shards.starts[: 4 * session.config.sample.n]:
+        text = session.data.tokenizer.decode(shards.tokens[start : start + 24].tolist())
+        words = text[:PROMPT_CHARS].rsplit(" ", 1)[0] if len(text) > PROMPT_CHARS else text
+        if words.strip():
+            prompts.append(words)
+    return prompts

@@ -1,0 +1,88 @@
+"""What the training loop produces, written into the run folder; and read back on resume."""
+
+from dataclasses import asdict
+from typing import Any
+
+from mixlab.core.run_dir import RunDir
+from mixlab.jobs.screen import Screen
+from mixlab.jobs.session import Session
+from mixlab.train import checkpoint as checkpoints
+from mixlab.train.generators import collect_generators, restore_generators
+from mixlab.train.loop import Progress
+from mixlab.train.mirrors import Mirrors
+
+Row = dict[str, Any]
+LOGS = ("metrics.jsonl", "evals.jsonl")
+
+
+class RunRecorder:
+    """Appends figures, saves checkpoints, and tells the screen and the mirrors."""
+
+    def __init__(
+        self, run: RunDir, session: Session, screen: Screen, mirrors: Mirrors, n_steps: int
+    ) -> None:
+        self._run, self._session = run, session
+        self._screen, self._mirrors, self._n_steps = screen, mirrors, n_steps
+
+    def metrics(self, row: Row) -> None:
+        self._run.append("metrics.jsonl", row)
+        self._mirrors.log(row["step"], row, group="train")
+        rate = row.get("tokens_per_s")
+        left = (self._n_steps - row["step"]) * self._session.config.tokens_per_step
+        self._screen.training(row, self._n_steps, left / rate if rate else None)
+
+    def evaluation(self, row: Row) -> None:
+        self._run.append("evals.jsonl", row)
+        self._mirrors.log(row["step"], row, group="validation")
+        self._screen.evaluation(row, self._session.context)
+
+    def checkpoint(self, progress: Progress, *, is_best: bool) -> None:
+        session, folder = self._session, self._run.checkpoints_path
+        tensors = {
+            "model": session.model.state_dict(),
+            "optimizer": session.optimizer.state_tensors(),
+            "generators": collect_generators({}),
+        }
+        if session.ema is not None:
+            tensors["ema"] = session.ema.state_tensors()
+        state = {
+            "progress": asdict(progress),
+            "log_bytes": {name: self._run.jsonl_size(name) for name in LOGS},
+            "config_digest": session.config_digest,
+        }
+        checkpoints.save(folder, progress.step, tensors, state)
+        if is_best:
+            checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
+        checkpoints.prune(folder, self._kept(progress))
+
+    def _kept(self, progress: Progress) -> set[int]:
+        """Steps whose checkpoints stay: last, best, where the decay begins, and every k."""
+        cfg = self._session.config
+        decay_start = cfg.train.schedule.decay_start(self._n_steps)
+        kept = {progress.step, decay_start}
+        if progress.best_step is not None:
+            kept.add(progress.best_step)
+        every = cfg.checkpoint.keep_every
+        if every is not None:
+            saved = checkpoints.steps(self._run.checkpoints_path)
+            kept.update(step for step in saved if step % every == 0)
+        return kept
+
+
+def restore(run: RunDir, session: Session, checkpoint: checkpoints.Checkpoint | None) -> None:
+    """Put model, optimizer, average, generators and logs where the checkpoint has them.
+
+    Without a checkpoint the run begins again, with empty logs.
+    """
+    if checkpoint is None:
+        for name in LOGS:
+            if run.jsonl_size(name):
+                run.truncate_jsonl(name, 0)
+        return
+    checkpoints.load_module(session.model, checkpoint.tensors["model"])
+    session.optimizer.load_state_tensors(checkpoint.tensors["optimizer"])
+    if session.ema is not None:
+        session.ema.load_state_tensors(checkpoint.tensors["ema"])
+    restore_generators(checkpoint.tensors["generators"], {})
+    for name in LOGS:
+        run.truncate_jsonl(name, checkpoint.state["log_bytes"][name])

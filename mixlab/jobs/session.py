@@ -1,0 +1,186 @@
+"""Everything that one sitting of training holds in memory, built from a settled config."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mixlab.core.config import digest, to_tree
+from mixlab.core.errors import ConfigError
+from mixlab.core.units import count
+from mixlab.data.context import context_figures
+from mixlab.data.loader import Loader
+from mixlab.data.prepare import PreparedData, prepare
+from mixlab.evals.language_modelling import evaluate
+from mixlab.jobs.cache import cache_dir
+from mixlab.jobs.config import RunConfig
+from mixlab.jobs.device import Hardware, measure_matmul_flops
+from mixlab.jobs.screen import Screen
+from mixlab.nn.budget import Budget, model_budget
+from mixlab.nn.language_model import LanguageModel, build_model
+from mixlab.train.config import TrainConfig
+from mixlab.train.ema import Ema, horizon_warning
+from mixlab.train.loop import Plan
+from mixlab.train.optimizers.base import Optimizer
+
+Row = dict[str, Any]
+
+
+def prepare_data(config: RunConfig, screen: Screen) -> PreparedData:
+    """The run's text as shards, from the cache or built now, and checked against the model.
+
+    Raises:
+        DataError: too little text, too much overlap, no tokenizer, ...
+        ConfigError: the tokenizer has more entries than the model has rows.
+    """
+    data = prepare(config.data, cache_dir(), screen)
+    if data.tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            "model.vocab_size",
+            config.model.vocab_size,
+            f"at least the tokenizer's {data.tokenizer.vocab_size} entries",
+            f"Set model.vocab_size={data.tokenizer.vocab_size}.",
+        )
+    data.require_sequences("train", config.train.batch_size)
+    return data
+
+
+@dataclass
+class Session:
+    """Model, optimizer and data of one sitting."""
+
+    config: RunConfig  # settled: device, precision and length are decided
+    data: PreparedData
+    hardware: Hardware
+    budget: Budget
+    model: LanguageModel
+    optimizer: Optimizer
+    ema: Ema | None
+    loader: Loader
+    eval_loader: Loader
+    n_eval_windows: int
+    context: Row  # what to read a loss beside: ln V, unigram entropy
+    notes: list[str]  # what a reader of the results must know
+
+    @property
+    def config_digest(self) -> str:
+        """Address of the settled config; a checkpoint names the config that it belongs to."""
+        return digest(to_tree(self.config))
+
+    def evaluate(self, split: str = "validation") -> Row:
+        """A row for evals.jsonl; with an average of the parameters, that one is measured."""
+        loader, n_windows = self.eval_loader, self.n_eval_windows
+        if split != "validation":
+            loader = Loader(self.data.split(split), self.config.data.seq_len, self.config.seed)
+            n_windows = loader.n_windows
+        batches = loader.window_batches(n_windows, self.config.eval.batch_size)
+        token_bytes = self.data.split(split).token_bytes
+        dtype = self.hardware.compute_dtype
+        if self.ema is None:
+            metrics = evaluate(self.model, batches, token_bytes, compute_dtype=dtype)
+        else:
+            with self.ema.applied():
+                metrics = evaluate(self.model, batches, token_bytes, compute_dtype=dtype)
+        weights = "raw" if self.ema is None else "ema"
+        return {"split": split, **metrics._asdict(), "weights": weights}
+
+    def plan(self, n_steps: int) -> Plan:
+        """What the loop needs to know."""
+        train = self.config.train
+        return Plan(
+            train=train,
+            eval=self.config.eval,
+            checkpoint=self.config.checkpoint,
+            n_steps=n_steps,
+            flops_per_token=self.budget.train_flops_per_token,
+            peak_flops=measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
+            compute_dtype=self.hardware.compute_dtype,
+            decay_start=train.schedule.decay_start(n_steps),
+        )
+
+
+def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> Session:
+    """Build model, optimizer and loaders of a settled config, as at step 0."""
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    seq_len = config.data.seq_len
+    model = build_model(config.model, config.seed).to(hardware.device)
+    if config.train.compile:
+        for block in model.blocks:
+            block.compile()
+    eval_loader = Loader(data.split("validation"), seq_len, config.seed)
+    wanted = -(-config.eval.n_tokens // seq_len)
+    n_eval_windows = min(wanted, eval_loader.n_windows)
+    notes = []
+    if n_eval_windows < wanted:
+        notes.append(
+            f"Validation has only {count(n_eval_windows * seq_len)} tokens, less than "
+            f"eval.n_tokens = {count(config.eval.n_tokens)}: all of them are used."
+        )
+    ema = None
+    if config.train.ema is not None:
+        rate = config.train.ema.rate
+        ema = Ema(model.named_parameters(), rate=rate)
+        warning = horizon_warning(rate, int(config.train.length.amount))
+        notes += [warning] if warning else []
+    context = context_figures(data.split("validation"), seq_len, n_eval_windows)
+    return Session(
+        config=config,
+        data=data,
+        hardware=hardware,
+        budget=model_budget(config.model, seq_len),
+        model=model,
+        optimizer=config.train.optimizer.build(model.named_parameters()),
+        ema=ema,
+        loader=Loader(data.split("train"), seq_len, config.seed),
+        eval_loader=eval_loader,
+        n_eval_windows=n_eval_windows,
+        context=context,
+        notes=notes,
+    )
+
+
+def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) -> float:
+    """Measured time of one update with its share of the evaluations, on a model that is dropped.
+
+    Two updates warm up, the median of the next five counts; evaluations are timed on a few
+    batches and scaled.
+    """
+    from mixlab.train.step import train_step
+
+    session = open_session(config, data, hardware)
+    train = config.train
+    size = train.micro_batch_size or train.batch_size
+    times = []
+    with torch.random.fork_rng():
+        for i in range(7):
+            start = time.perf_counter()
+            batches = [session.loader.batch(j * size, size) for j in range(train.n_micro_batches)]
+            metrics = train_step(
+                session.model,
+                session.optimizer,
+                batches,
+                lr_factor=0.0,
+                max_grad_norm=train.max_grad_norm,
+                compute_dtype=hardware.compute_dtype,
+            )
+            float(metrics.loss_nats)  # waits for the device
+            if i >= 2:
+                times.append(time.perf_counter() - start)
+    n_timed = min(2 * config.eval.batch_size, session.n_eval_windows)
+    start = time.perf_counter()
+    evaluate(
+        session.model,
+        session.eval_loader.window_batches(n_timed, config.eval.batch_size),
+        data.split("validation").token_bytes,
+        compute_dtype=hardware.compute_dtype,
+    )
+    evaluation = (time.perf_counter() - start) * session.n_eval_windows / n_timed
+    return sorted(times)[len(times) // 2] + evaluation / config.eval.every
+
+
+def optimizer_bytes_per_param(train: TrainConfig) -> int:
+    """Bytes of optimizer state per parameter, an upper bound: AdamW keeps two float32."""
+    average = 4 if train.ema is not None else 0
+    return 8 + average

@@ -1,0 +1,258 @@
+"""Train a config into a run folder, or go on with a run: the composition root of training."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixlab.core.config import decode, diff, dump_yaml, read_yaml, to_tree
+from mixlab.core.errors import CheckpointError, RunError
+from mixlab.core.provenance import command_line, environment
+from mixlab.core.recipes import load_recipe
+from mixlab.core.run_dir import RunDir
+from mixlab.data.prepare import PreparedData
+from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.device import Hardware, describe, settle_hardware
+from mixlab.jobs.finish import finish
+from mixlab.jobs.recorder import RunRecorder, restore
+from mixlab.jobs.screen import PlainScreen, Screen
+from mixlab.jobs.session import Session, open_session, prepare_data, seconds_per_step
+from mixlab.jobs.signals import stop_on_signals
+from mixlab.train import checkpoint as checkpoints
+from mixlab.train.length import Length
+from mixlab.train.loop import NonFiniteLossError, Outcome, Progress, train
+from mixlab.train.mirrors import MirroredRun, Mirrors, check_mirrors
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a sitting ended."""
+
+    run: RunDir
+    status: str  # "finished", "stopped early" or "interrupted"
+    summary: dict[str, Any]
+    signal: int | None = None  # that ended it, if one did
+
+
+def start_run(
+    recipe: str | RunConfig,
+    overrides: Sequence[str] = (),
+    *,
+    run_dir: Path | None = None,
+    screen: Screen | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Train a recipe, a YAML file or a config into a new run folder.
+
+    Raises:
+        LabError: anything that the user can set right, before compute is spent wherever possible.
+    """
+    screen = screen or PlainScreen()
+    request = recipe if isinstance(recipe, RunConfig) else load_config(recipe, overrides)
+    if run_dir is not None and run_dir.exists():
+        raise RunError(
+            f"run folder {run_dir}: expected a name that does not exist yet. Go on with that run "
+            f"by `mixlab train --resume {run_dir}`, or choose another --run-dir."
+        )
+    check_mirrors(request.log.mirrors)
+    hardware = settle_hardware(request.train)
+    data = prepare_data(request, screen)
+    config = settle(request, data, hardware)
+    run = RunDir.create(run_dir) if run_dir is not None else RunDir.create_next(RUNS, config.name)
+    with run.lock():
+        run.write_text("config.yaml", dump_yaml(to_tree(config)))
+        run.write_text("request.yaml", dump_yaml(to_tree(request)))
+        return run_sitting(run, config, data, hardware, Progress(), None, screen, command)
+
+
+def resume_run(
+    path: Path,
+    *,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    at_step: int | None = None,
+    screen: Screen | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Go on with a run from its last checkpoint, or from that of `at_step`.
+
+    A recipe or overrides may be given again, but must mean what the run was started with.
+
+    Raises:
+        RunError: no run, finished already, or a changed config; the differing keys are named.
+        CheckpointError: the checkpoint is damaged; the newest good one is named.
+    """
+    screen = screen or PlainScreen()
+    run = RunDir.open(path)
+    with run.lock():
+        config = decode(RunConfig, read_yaml(run.config_path))
+        if recipe is not None or overrides:
+            _refuse_changes(run, recipe, overrides)
+        summary = run.read_json("summary.json") or {}
+        if at_step is None and summary.get("status") in ("finished", "stopped early"):
+            raise RunError(
+                f"run {path}: is {summary['status']} at step {summary.get('steps')}, so there is "
+                f"nothing to resume. Train it further with `mixlab extend {path} --steps N`."
+            )
+        check_mirrors(config.log.mirrors)
+        hardware = settle_hardware(config.train)
+        data = prepare_data(config, screen)
+        _refuse_other_text(run, data)
+        checkpoint = find_checkpoint(run, at_step)
+        progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress()
+        return run_sitting(run, config, data, hardware, progress, checkpoint, screen, command)
+
+
+def settle(request: RunConfig, data: PreparedData, hardware: Hardware) -> RunConfig:
+    """The config with device, precision and length decided; it reproduces the run."""
+    from mixlab.nn.budget import model_budget
+
+    length = request.train.length
+    timed = seconds_per_step(request, data, hardware) if length.unit == "seconds" else None
+    flops = model_budget(request.model, request.data.seq_len).train_flops_per_token
+    n_steps = length.n_steps(request.tokens_per_step, flops, timed)
+    train = request.train.model_copy(
+        update={
+            "length": Length(n_steps, "steps"),
+            "device": hardware.device.type,
+            "precision": hardware.precision,
+        }
+    )
+    return decode(RunConfig, {**to_tree(request), "train": to_tree(train)})
+
+
+def find_checkpoint(run: RunDir, at_step: int | None) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from; None for a run that was stopped before its first.
+
+    Raises:
+        CheckpointError: it is damaged or was not kept; a damaged one is never passed over.
+    """
+    steps = checkpoints.steps(run.checkpoints_path)
+    if at_step is None and not steps:
+        return None
+    step = steps[-1] if at_step is None else at_step
+    if step not in steps:
+        kept = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"--at-step {step}: expected the step of a kept checkpoint: {kept}.")
+    return checkpoints.load(checkpoints.step_path(run.checkpoints_path, step), device="cpu")
+
+
+def run_sitting(
+    run: RunDir,
+    config: RunConfig,
+    data: PreparedData,
+    hardware: Hardware,
+    progress: Progress,
+    checkpoint: checkpoints.Checkpoint | None,
+    screen: Screen,
+    command: str | None,
+) -> RunResult:
+    """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        session = open_session(config, data, hardware)
+        command = command or command_line(sys.argv)
+        _record_start(run, session, command, progress)
+        restore(run, session, checkpoint)
+        mirrors = Mirrors.open(
+            config.log.mirrors,
+            MirroredRun(
+                name=run.name, path=run.path, config=to_tree(config), is_resumed=progress.step > 0
+            ),
+            warn=screen.note,
+        )
+        n_steps = int(config.train.length.amount)
+        recorder = RunRecorder(run, session, screen, mirrors, n_steps)
+        for note in session.notes if progress.step == 0 else []:
+            screen.note(note)
+        try:
+            with stop_on_signals() as stop:
+                outcome = train(
+                    session.model,
+                    session.optimizer,
+                    session.ema,
+                    session.loader,
+                    session.plan(n_steps),
+                    progress,
+                    evaluate=session.evaluate,
+                    recorder=recorder,
+                    is_stop_requested=stop,
+                    clock=time.monotonic,
+                )
+        except NonFiniteLossError as error:
+            raise _with_way_out(run, error) from None
+        finally:
+            mirrors.close()
+        summary = finish(run, session, outcome, command, screen)
+        return RunResult(run, outcome.status, summary, stop.signal if _was_cut(outcome) else None)
+
+
+def _was_cut(outcome: Outcome) -> bool:
+    return outcome.status == "interrupted"
+
+
+def _record_start(run: RunDir, session: Session, command: str, progress: Progress) -> None:
+    facts = environment(command, describe(session.hardware.device))
+    if progress.step == 0 or not run.environment_path.exists():
+        run.write_json("environment.json", facts)
+        run.write_json("data.json", session.data.manifest)
+        session.data.tokenizer.save(run.path / "tokenizer.json")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    run.append(
+        "sittings.jsonl", {"from_step": progress.step, "started": started, "environment": facts}
+    )
+
+
+def _with_way_out(run: RunDir, error: NonFiniteLossError) -> NonFiniteLossError:
+    """The error with the last good checkpoint named, also written into the run's summary."""
+    good = checkpoints.newest_good(run.checkpoints_path)
+    where = "there is no checkpoint yet"
+    if good is not None:
+        where = f"the last good checkpoint is {good}"
+    text = (
+        f"{error} Training stopped; {where}. Try a lower train.optimizer.lr, a longer "
+        "train.schedule.warmup_steps, or train.precision=fp32."
+    )
+    run.write_json("summary.json", {"status": "failed", "error": text})
+    return NonFiniteLossError(text)
+
+
+def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -> None:
+    """Hold a config that was given again against the one that the run was started with."""
+    request_path = run.path / "request.yaml"
+    before = read_yaml(request_path if request_path.exists() else run.config_path)
+    if recipe is None:
+        from mixlab.core.config import override
+
+        again = override(before, overrides)
+    else:
+        again = load_recipe(recipe, overrides)
+    changes = diff(before, to_tree(decode(RunConfig, again)))
+    if changes:
+        listed = "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
+        raise RunError(
+            f"run {run.path}: cannot be resumed with another config. It differs in {listed}. "
+            "Leave these out to resume, or start a new run with them."
+        )
+
+
+def _refuse_other_text(run: RunDir, data: PreparedData) -> None:
+    """A run goes on only with the very tokens that it began with."""
+    before = run.read_json("data.json")
+    if before is None:
+        return
+    keys = ("content_hash", "tokenizer", "splits")
+    changed = [key for key in keys if before.get(key) != data.manifest.get(key)]
+    if changed:
+        raise RunError(
+            f"run {run.path}: its text has changed since it began (data.json differs in "
+            f"{', '.join(changed)}), so the run cannot be continued exactly. Restore the text, or "
+            "start a new run."
+        )

@@ -1,0 +1,105 @@
+"""How long, how much per update, how fast, and what is kept: the training part of a run."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from mixlab.core.config import Config
+from mixlab.core.errors import Rule
+from mixlab.train.length import Length
+from mixlab.train.optimizers import OPTIMIZERS
+from mixlab.train.schedule import SCHEDULES, Bridge, ConstantConfig
+
+
+class EmaConfig(Config):
+    """Keep a moving average of the parameters, and evaluate and sample with it."""
+
+    rate: float = Field(default=0.999, gt=0, lt=1)
+    """Share of the old average kept at each update."""
+
+
+class EarlyStoppingConfig(Config):
+    """End the run when validation loss has stopped falling."""
+
+    patience: PositiveInt = 3
+    """Evaluations without an improvement before the run ends."""
+    min_delta: NonNegativeFloat = 0.0
+    """Nats by which a loss must fall to count as an improvement."""
+
+
+class TrainConfig(Config):
+    """One optimizer, one schedule, one length. Knows nothing of the model or the data."""
+
+    length: Length
+    """Steps, tokens, FLOPs or time: "400 steps", "2M tokens", "1e15 flops", "90 seconds"."""
+    batch_size: PositiveInt
+    """Sequences of one update."""
+    micro_batch_size: PositiveInt | None = None
+    """Sequences of one forward pass; a divisor of batch_size. Absent: batch_size."""
+    optimizer: OPTIMIZERS.annotation()  # type: ignore[valid-type]
+    """Which optimizer, with its learning rate."""
+    schedule: SCHEDULES.annotation() = ConstantConfig()  # type: ignore[valid-type]
+    """Factor on the learning rate at every step."""
+    bridge: Bridge | None = None
+    """Written by `mixlab extend`: leads from the parent's learning rate to the new schedule."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled down to this L2 norm over all parameters; null: never."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes an NVIDIA GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: float32 weights, matrix products in bfloat16; auto: where the hardware is fast."""
+    threads: PositiveInt | None = None
+    """Threads inside one operation on a CPU; absent: PyTorch's own choice."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: a start of a minute or more, faster steps after."""
+    ema: EmaConfig | None = None
+    """Average the parameters; absent: no average."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Stop before the planned length; absent: never."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainConfig":
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro:
+            raise Rule("micro_batch_size", micro, f"a divisor of batch_size = {self.batch_size}")
+        return self
+
+    @property
+    def n_micro_batches(self) -> int:
+        """Forward passes of one update."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+
+class EvalConfig(Config):
+    """When and on how much text the validation loss is measured."""
+
+    every: PositiveInt = 100
+    """Steps between evaluations; there is always one before the first step and after the last."""
+    n_tokens: PositiveInt = 100_000
+    """Target tokens of the fixed evaluation set; a smaller split is used whole, and said so."""
+    batch_size: PositiveInt = 32
+    """Sequences of one forward pass."""
+
+
+class CheckpointConfig(Config):
+    """When the state of the run is saved; the best and the last are always kept."""
+
+    every: PositiveInt = 100
+    """Steps between saves; there is always one after the last step and when the run is stopped."""
+    keep_every: PositiveInt | None = None
+    """Keep the checkpoints of every so many steps for good; absent: best and last only."""
+
+
+class SampleConfig(Config):
+    """Text that the model writes when training ends."""
+
+    n: int = Field(default=3, ge=0)
+    """How many texts."""
+    prompts: tuple[str, ...] = ()
+    """What to continue; absent: the beginnings of validation documents."""
+    max_new_tokens: PositiveInt = 80
+    """Longest continuation, in tokens."""
+    temperature: NonNegativeFloat = 0.8
+    """Divisor of the logits; 0 takes the likeliest token."""
+    top_k: PositiveInt | None = 40
+    """Draw from this many likeliest tokens; absent: from all."""

@@ -1,0 +1,247 @@
+"""The training loop: straight down, no callbacks.
+
+Position in the data, learning rate and batch are pure functions of the step, so a run is decided
+by its config; what a checkpoint must add are the tensors and the few counters in `Progress`.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from mixlab.core.errors import LabError
+from mixlab.data.batch import Batch
+from mixlab.data.loader import Loader
+from mixlab.nn.language_model import LanguageModel
+from mixlab.train.config import CheckpointConfig, EvalConfig, TrainConfig
+from mixlab.train.ema import Ema
+from mixlab.train.meters import Throughput, mfu
+from mixlab.train.schedule import lr_factor
+from mixlab.train.step import StepMetrics, train_step
+
+Row = dict[str, Any]
+
+
+class NonFiniteLossError(LabError):
+    """The loss or the gradient became NaN or infinite; training cannot go on from here."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` updates; all that a checkpoint keeps besides tensors."""
+
+    step: int = 0
+    position: int = 0  # training sequences drawn so far
+    tokens: int = 0  # target tokens so far
+    elapsed_s: float = 0.0  # seconds of all sittings, evaluations and saves included
+    best_loss_nats: float | None = None
+    best_step: int | None = None
+    evals_without_improvement: int = 0
+    last_eval_step: int | None = None
+
+
+class Recorder(Protocol):
+    """Where the loop's results go. The loop decides when; a recorder only writes."""
+
+    def metrics(self, row: Row) -> None:
+        """One update's figures."""
+        ...
+
+    def evaluation(self, row: Row) -> None:
+        """One evaluation's figures."""
+        ...
+
+    def checkpoint(self, progress: Progress, *, is_best: bool) -> None:
+        """Save everything that the run needs to go on from `progress`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of the config that the loop needs, with the length settled in steps."""
+
+    train: TrainConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    n_steps: int
+    flops_per_token: float
+    peak_flops: float | None  # of the device at the training precision; None if not known
+    compute_dtype: torch.dtype | None
+    decay_start: int  # saved there, so that `mixlab extend` can go on before the decay
+
+
+class Outcome(NamedTuple):
+    """How a call of `train` ended."""
+
+    progress: Progress
+    status: str  # "finished", "stopped early" or "interrupted"
+
+
+def train(
+    model: LanguageModel,
+    optimizer: Any,
+    ema: Ema | None,
+    loader: Loader,
+    plan: Plan,
+    progress: Progress,
+    *,
+    evaluate: Callable[[], Row],
+    recorder: Recorder,
+    is_stop_requested: Callable[[], bool],
+    clock: Callable[[], float],
+    trunk: Callable[..., Any] | None = None,
+) -> Outcome:
+    """Run the updates from `progress` to the end of the plan.
+
+    `evaluate` measures the model as it is and returns a row for evals.jsonl. A stop request is
+    honoured after the update at hand, with a checkpoint.
+
+    Raises:
+        NonFiniteLossError: names the step; no checkpoint is written from there.
+    """
+    start_s = clock() - progress.elapsed_s
+    meter = Throughput(clock=clock)
+    pending: tuple[int, StepMetrics] | None = None
+
+    def now(progress: Progress) -> Progress:
+        return replace(progress, elapsed_s=clock() - start_s)
+
+    if progress.last_eval_step is None:
+        progress, _ = _evaluate(evaluate, recorder, plan, now(progress))
+    model.train()
+    meter.restart(progress.tokens)
+    while progress.step < plan.n_steps:
+        batches = _micro_batches(loader, plan.train, progress.position)
+        factor = lr_factor(plan.train.schedule, plan.train.bridge, progress.step, plan.n_steps)
+        metrics = train_step(
+            model,
+            optimizer,
+            list(batches),
+            lr_factor=factor,
+            max_grad_norm=plan.train.max_grad_norm,
+            compute_dtype=plan.compute_dtype,
+            trunk=trunk,
+        )
+        if ema is not None:
+            ema.update(progress.step)
+        # Reading figures waits for the device, so an accelerator is read one update late.
+        if pending is not None:
+            _record(recorder, plan, meter, progress, *pending)
+        progress = replace(
+            progress,
+            step=progress.step + 1,
+            position=progress.position + plan.train.batch_size,
+            tokens=progress.tokens + metrics.n_targets,
+        )
+        progress = now(progress)
+        pending = (factor, metrics)
+
+        is_last = progress.step == plan.n_steps
+        wants_stop = is_stop_requested()
+        is_eval = is_last or progress.step % plan.eval.every == 0
+        is_save = (
+            is_last
+            or wants_stop
+            or progress.step % plan.checkpoint.every == 0
+            or progress.step == plan.decay_start
+        )
+        if not (is_eval or is_save or model.embed_tokens.weight.device.type == "cpu"):
+            continue
+        _record(recorder, plan, meter, progress, *pending)
+        pending = None
+        if not (is_eval or is_save):
+            continue
+        is_best = False
+        if is_eval:
+            progress, is_best = _evaluate(evaluate, recorder, plan, now(progress))
+            model.train()
+        has_stalled = _has_stalled(plan, progress)
+        if is_save or is_best or has_stalled:
+            recorder.checkpoint(now(progress), is_best=is_best)
+        meter.restart(progress.tokens)
+        if has_stalled and not is_last:
+            return Outcome(now(progress), "stopped early")
+        if wants_stop and not is_last:
+            return Outcome(now(progress), "interrupted")
+    return Outcome(now(progress), "finished")
+
+
+def _micro_batches(loader: Loader, cfg: TrainConfig, position: int) -> Iterator[Batch]:
+    size = cfg.micro_batch_size or cfg.batch_size
+    for i in range(cfg.n_micro_batches):
+        yield loader.batch(position + i * size, size)
+
+
+def _record(
+    recorder: Recorder,
+    plan: Plan,
+    meter: Throughput,
+    progress: Progress,
+    factor: float,
+    metrics: StepMetrics,
+) -> None:
+    """Read the figures of the update that led to `progress`, judge them, write them down."""
+    loss, grad_norm = float(metrics.loss_nats), float(metrics.grad_norm)
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise NonFiniteLossError(
+            f"step {progress.step}: the loss is {loss} and the gradient norm {grad_norm}, which "
+            "no further update can repair."
+        )
+    rate = meter.update(progress.tokens)
+    row: Row = {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "flops": progress.tokens * plan.flops_per_token,
+        "elapsed_s": round(progress.elapsed_s, 3),
+        "loss_nats": loss,
+        "lr": plan.train.optimizer.lr * factor,
+        "grad_norm": grad_norm,
+        "tokens_per_s": rate,
+    }
+    if rate is not None and plan.peak_flops:
+        row["mfu"] = mfu(rate, plan.flops_per_token, plan.peak_flops)
+    if metrics.aux_loss is not None:
+        row["aux_loss"] = float(metrics.aux_loss)
+    if metrics.layers:
+        row["layers"] = {
+            layer: {name: value.tolist() for name, value in figures.items()}
+            for layer, figures in metrics.layers.items()
+        }
+    recorder.metrics(row)
+
+
+def _evaluate(
+    evaluate: Callable[[], Row], recorder: Recorder, plan: Plan, progress: Progress
+) -> tuple[Progress, bool]:
+    """Measure, write down, and update the counters; also whether this is the best so far."""
+    row = evaluate()
+    loss = row["loss_nats"]
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"step {progress.step}: the validation loss is {loss}.")
+    recorder.evaluation(
+        {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "elapsed_s": round(progress.elapsed_s, 3),
+            **row,
+        }
+    )
+    best = progress.best_loss_nats
+    stopping = plan.train.early_stopping
+    is_best = best is None or loss < best
+    has_improved = best is None or loss < best - (stopping.min_delta if stopping else 0.0)
+    progress = replace(
+        progress,
+        best_loss_nats=loss if is_best else best,
+        best_step=progress.step if is_best else progress.best_step,
+        evals_without_improvement=0 if has_improved else progress.evals_without_improvement + 1,
+        last_eval_step=progress.step,
+    )
+    return progress, is_best
+
+
+def _has_stalled(plan: Plan, progress: Progress) -> bool:
+    stopping = plan.train.early_stopping
+    return stopping is not None and progress.evals_without_improvement >= stopping.patience
