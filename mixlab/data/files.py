@@ -14,11 +14,12 @@ from mixlab.data.documents import SourceReport
 
 CHUNK_BYTES = 1 << 20
 # A single document above this would need gigabytes to tokenise; text of this size has passages.
-MAX_DOCUMENT_BYTES = 32 << 20
+MAX_DOCUMENT_MIB = 32
+MAX_DOCUMENT_BYTES = MAX_DOCUMENT_MIB << 20
 
 
 class SourceFile(NamedTuple):
-    """A regular file of a corpus; `name` is how reports call it."""
+    """A regular file of a corpus; `name` is how reports call it, `path` has no links in it."""
 
     name: str
     path: str
@@ -28,7 +29,7 @@ class SourceFile(NamedTuple):
 
 def fingerprint(files: Sequence[SourceFile]) -> dict[str, Any]:
     """What tells one state of a set of files from another without reading them."""
-    listing = [[f.name, os.path.realpath(f.path), f.size, f.mtime_ns] for f in files]
+    listing = [list(f) for f in files]
     return {"files": len(files), "bytes": sum(f.size for f in files), "listing": digest(listing)}
 
 
@@ -54,6 +55,7 @@ def stat_files(found: Iterator[tuple[str, str]], report: SourceReport) -> list[S
     """The regular files among `found`, each once however many links lead to it, by name."""
     files: list[SourceFile] = []
     seen: set[str] = set()
+    folders: dict[str, str] = {}  # resolving each file's whole path anew takes most of the time
     for name, path in sorted(found):
         try:
             status = os.stat(path)
@@ -62,10 +64,19 @@ def stat_files(found: Iterator[tuple[str, str]], report: SourceReport) -> list[S
             continue
         if not stat.S_ISREG(status.st_mode):
             report.skip("not a regular file", name)
-        elif (real := os.path.realpath(path)) not in seen:
+        elif (real := _real_path(path, folders)) not in seen:
             seen.add(real)
-            files.append(SourceFile(name, path, status.st_size, status.st_mtime_ns))
+            files.append(SourceFile(name, real, status.st_size, status.st_mtime_ns))
     return files
+
+
+def _real_path(path: str, folders: dict[str, str]) -> str:
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    folder, name = os.path.split(path)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return os.path.join(folders[folder], name)
 
 
 def find_files(
@@ -118,7 +129,7 @@ def _folder_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 def read_text(file: SourceFile, report: SourceReport) -> str | None:
     """The text of a whole file, line endings untouched, or None with the reason counted."""
     if file.size > MAX_DOCUMENT_BYTES:
-        report.skip(f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB", file.name)
+        report.skip(f"larger than {MAX_DOCUMENT_MIB} MiB", file.name)
         return None
     try:
         data = Path(file.path).read_bytes()
@@ -146,13 +157,11 @@ def _defect(data: bytes) -> str:
 def is_clean_text(file: SourceFile, report: SourceReport) -> bool:
     """Whether a file of any size is UTF-8 text, found in constant memory; counted if not."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    n_characters = 0
+    n_characters, holds_nul = 0, False
     try:
         with open(file.path, "rb") as stream:
             while chunk := stream.read(CHUNK_BYTES):
-                if b"\0" in chunk:
-                    report.skip("holds NUL bytes", file.name)
-                    return False
+                holds_nul = holds_nul or b"\0" in chunk
                 n_characters += len(decoder.decode(chunk))
         n_characters += len(decoder.decode(b"", final=True))
     except UnicodeDecodeError:
@@ -161,6 +170,7 @@ def is_clean_text(file: SourceFile, report: SourceReport) -> bool:
     except OSError as error:
         report.skip(f"unreadable ({error.strerror})", file.name)
         return False
-    if n_characters == 0:
-        report.skip("empty", file.name)
-    return n_characters > 0
+    if n_characters == 0 or holds_nul:
+        report.skip("holds NUL bytes" if holds_nul else "empty", file.name)
+        return False
+    return True

@@ -188,7 +188,7 @@ def _sentence(name: str, facts: dict[str, Any]) -> str:
 
 
 def _too_much(name: str, facts: dict[str, Any], config: SplitConfig) -> DataError:
-    worst = ", ".join(f"{document} ({fraction:.0%})" for document, fraction in facts["worst"])
+    worst = ", ".join(f"{document} ({fraction:.0%})" for document, fraction in facts["worst"][:5])
     way_out = (
         "Set data.split.on_overlap=drop to leave near copies out of the held-out splits"
         if config.on_overlap == "stop"

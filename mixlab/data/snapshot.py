@@ -18,6 +18,7 @@ from mixlab.core.errors import DataError
 from mixlab.data.cache import build_once
 from mixlab.data.corpora.base import CorpusConfig
 from mixlab.data.documents import N_NAMED, SourceReport
+from mixlab.data.files import MAX_DOCUMENT_BYTES, MAX_DOCUMENT_MIB
 from mixlab.data.progress import Progress
 
 FORMAT = 1  # part of every address: raise it when what is stored, or how it is chosen, changes
@@ -119,8 +120,10 @@ def _write(corpus: CorpusConfig, folder: Path, advance: Any) -> None:
             except UnicodeEncodeError:
                 report.skip("not valid Unicode (a lone surrogate)", name.decode())
                 continue
-            if not text:
-                report.skip("empty", name.decode())
+            if not text or len(text) > MAX_DOCUMENT_BYTES:
+                report.skip(
+                    f"larger than {MAX_DOCUMENT_MIB} MiB" if text else "empty", name.decode()
+                )
                 continue
             n_read, n_bytes = n_read + 1, n_bytes + len(text)
             advance(len(text))

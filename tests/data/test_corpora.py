@@ -302,7 +302,7 @@ class TestDatasets:
     def test_a_builder_with_files_and_a_limit(self, parquet_folder):
         files = sorted(map(str, parquet_folder.iterdir()))
         documents, report = read("hf", path="parquet", data_files=files[1:], max_documents=7)
-        assert list(documents.values())[0] == "part 1 row 0"
+        assert documents["parquet#0"] == "part 1 row 0"
         assert len(documents) == 7
         assert report.facts["reached_max_documents"]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mixlab.core.errors import Rule
+from mixlab.core.errors import DataError, Rule
 from mixlab.data.corpora.base import CorpusConfig
 from mixlab.data.documents import Document, SourceReport
 from mixlab.data.files import (
@@ -22,8 +22,8 @@ from mixlab.data.files import (
 )
 
 # `document: auto` keeps whole files only where a split by files can come close to its fractions.
-_MIN_FILES = 200
-_MAX_FILE_FRAC = 0.02
+_MIN_FILES = 50
+_MAX_FILE_FRAC = 0.05
 # `passage_bytes: auto` aims at this many passages, between these sizes.
 _N_PASSAGES = 200
 _PASSAGE_BYTES_MIN, _PASSAGE_BYTES_MAX = 256, 8192
@@ -66,11 +66,7 @@ class Text(CorpusConfig):
         size = self._passage_bytes(sum(file.size for file in files))
         report.facts |= {"document": "passage", "passage_bytes": size, "files": len(files)}
         for file in files:
-            start = 0
-            for passage in cut(_chunks(file), size):
-                end = start + len(passage)
-                yield Document(f"{file.name}[{start}:{end}]", passage.decode("utf-8"))
-                start = end
+            yield from _passages(file, size)
 
     def fingerprint(self) -> dict[str, Any]:
         return fingerprint(find_files(self.path, (), SourceReport()))
@@ -87,6 +83,20 @@ class Text(CorpusConfig):
             return self.passage_bytes
         aim = math.ceil(n_bytes / _N_PASSAGES)
         return min(max(aim, _PASSAGE_BYTES_MIN), _PASSAGE_BYTES_MAX)
+
+
+def _passages(file: SourceFile, size: int) -> Iterator[Document]:
+    """A checked file's passages, named by their place in bytes."""
+    start = 0
+    try:
+        for passage in cut(_chunks(file), size):
+            end = start + len(passage)
+            yield Document(f"{file.name}[{start}:{end}]", passage.decode("utf-8"))
+            start = end
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"data.corpus.path: {file.path} changed while it was read ({error})."
+        ) from None
 
 
 def _chunks(file: SourceFile) -> Iterator[bytes]:

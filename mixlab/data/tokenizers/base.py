@@ -135,7 +135,12 @@ def _is_special(backend: tokenizers.Tokenizer, token: str) -> bool:
 
 
 def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    """Whether decoding is byte-level and nothing was rewritten before encoding."""
+    """Whether decoding is byte-level and the text is not rewritten before encoding."""
     description = json.loads(backend.to_str())
     decoder = description.get("decoder") or {}
-    return decoder.get("type") == "ByteLevel" and description.get("normalizer") is None
+    splitter = description.get("pre_tokenizer") or {}
+    parts = splitter.get("pretokenizers", [splitter])
+    rewrites = description.get("normalizer") is not None or any(
+        part.get("add_prefix_space", False) for part in parts
+    )
+    return decoder.get("type") == "ByteLevel" and not rewrites

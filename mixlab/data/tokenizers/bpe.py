@@ -19,8 +19,8 @@ class Bpe(TokenizerConfig):
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: int = Field(default=4096, ge=257, le=1 << 20)
-    """Entries with the 256 bytes and EOS. A small corpus may not have that many distinct words to
-    merge; the tokenizer then has fewer, and says so."""
+    """Entries with the 256 bytes and EOS. A small corpus may not have that many pairs which occur
+    twice; the tokenizer then has fewer, and says so."""
     max_train_bytes: int = Field(default=50_000_000, ge=1)
     """Merges are learned from the training documents of lowest hash up to this many bytes, which
     is a random sample of a larger corpus."""
@@ -34,6 +34,7 @@ class Bpe(TokenizerConfig):
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab_size - 1,
+            min_frequency=2,  # a pair seen once is a name, not a habit of the text
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
