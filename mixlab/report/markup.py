@@ -29,7 +29,9 @@ def code(text: str) -> str:
     if not text:
         return "(empty)"
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    pad = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
+    # Markdown takes one space off each end, unless there is nothing but spaces.
+    is_stripped = text.strip() and text[0] == text[-1] == " "
+    pad = " " if is_stripped or "`" in (text[0], text[-1]) else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 

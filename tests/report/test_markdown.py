@@ -243,7 +243,9 @@ def test_report_needs_no_torch(run: RunDir):
 # --- markup
 
 
-@pytest.mark.parametrize("text", ["", "a`b", "``", "`", " ", "a|b", "x\ny", "````", "\\", "<b>"])
+@pytest.mark.parametrize(
+    "text", ["", "a`b", "``", "`", " ", " a ", "a ", "a|b", "x\ny", "````", "\\", "<b>"]
+)
 def test_any_text_survives_as_code_and_as_plain_text(text: str):
     (inline,) = [token for token in _parse(f"x{plain(text)}") if token.type == "inline"]
     assert {child.type for child in inline.children} <= {"text", "text_special"}
