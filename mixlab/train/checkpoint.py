@@ -17,7 +17,6 @@ ever unpickled.
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -30,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.core.errors import CheckpointError
-from mixlab.train import tensor_file
+from mixlab.train import manifest, tensor_file
 from mixlab.train.generators import collect_generators, restore_generators
+from mixlab.train.manifest import MANIFEST, STATE, DamagedError
 from mixlab.train.optimizers.base import copy_exactly
 
 __all__ = [
@@ -51,11 +51,9 @@ __all__ = [
     "write_best",
 ]
 
-_FORMAT, _VERSION = "mixlab checkpoint", 1
-_MANIFEST, _STATE, _BEST = "checkpoint.json", "state.json", "best.json"
+_BEST = "best.json"
 _TMP, _OLD, _GONE = ".tmp-", ".old-", ".gone-"
 _STEP_NAME = re.compile(r"step-(\d{6,18})")
-_FILE_NAME = re.compile(r"state\.json|[a-z][a-z0-9_]{0,63}\.safetensors")
 # Far above what we write; a limit, so that a damaged or hostile file cannot fill the memory.
 _MAX_JSON_BYTES = 64 * 2**20
 
@@ -74,10 +72,6 @@ class Best(NamedTuple):
 
     step: int
     loss_nats: float
-
-
-class _DamagedError(Exception):
-    """Why a checkpoint is refused, in words that follow its path and a colon."""
 
 
 # --- names ------------------------------------------------------------------------------------
@@ -165,22 +159,14 @@ def _write_files(
     files, tied = {}, {}
     for group, members in tensors.items():
         name = f"{group}.safetensors"
-        assert _FILE_NAME.fullmatch(name), f"{group!r} cannot be the name of a group"
+        assert manifest.FILE_NAME.fullmatch(name), f"{group!r} cannot be the name of a group"
         aliases = tensor_file.ties(members)
         unique = {key: tensor for key, tensor in members.items() if key not in aliases}
         files[name] = _write(folder / name, tensor_file.encode(unique))
         if aliases:
             tied[group] = aliases
-    files[_STATE] = _write(folder / _STATE, [_json_bytes(dict(state))])
-    manifest = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "step": step,
-        "files": files,
-        "tied": tied,
-    }
-    manifest["blake2b"] = _digest(_json_bytes(manifest))
-    _write(folder / _MANIFEST, [_json_bytes(manifest)])
+    files[STATE] = _write(folder / STATE, [manifest.json_bytes(dict(state))])
+    _write(folder / MANIFEST, [manifest.encode(step, files, tied)])
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
@@ -267,7 +253,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """
     try:
         found = _load(path)
-    except _DamagedError as reason:
+    except DamagedError as reason:
         raise CheckpointError(f"{path}: {reason}. {_way_out(path.parent)}") from None
     if torch.device(device).type == "cpu":
         return found
@@ -293,7 +279,7 @@ def newest_good(folder: Path) -> Path | None:
         path = step_path(folder, step)
         try:
             _load(path)
-        except _DamagedError:
+        except DamagedError:
             continue
         return path
     return None
@@ -312,34 +298,34 @@ def _way_out(folder: Path) -> str:
 def _load(path: Path) -> Checkpoint:
     try:
         if not stat.S_ISDIR(path.lstat().st_mode):
-            raise _DamagedError("expected a folder, and not a link to one")
+            raise DamagedError("expected a folder, and not a link to one")
         present = set(os.listdir(path))
     except OSError as error:
-        raise _DamagedError(f"cannot be opened ({error.strerror})") from None
-    if _MANIFEST not in present:
-        raise _DamagedError(f"{_MANIFEST} is missing")
-    manifest = _manifest(_read(path / _MANIFEST))
-    expected = {_MANIFEST, *manifest["files"]}
+        raise DamagedError(f"cannot be opened ({error.strerror})") from None
+    if MANIFEST not in present:
+        raise DamagedError(f"{MANIFEST} is missing")
+    stated = manifest.decode(_read(path / MANIFEST))
+    expected = {MANIFEST, *stated["files"]}
     for name in sorted(expected ^ present):
         is_extra = name in present
-        raise _DamagedError(f"{name} {'does not belong here' if is_extra else 'is missing'}")
+        raise DamagedError(f"{name} {'does not belong here' if is_extra else 'is missing'}")
     match = _STEP_NAME.fullmatch(path.name.removeprefix(_OLD))
-    if match and int(match[1]) != manifest["step"]:
-        raise _DamagedError(f"{_MANIFEST} says step {manifest['step']}")
+    if match and int(match[1]) != stated["step"]:
+        raise DamagedError(f"{MANIFEST} says step {stated['step']}")
 
     tensors: dict[str, dict[str, Tensor]] = {}
     state: dict[str, Any] = {}
-    for name, entry in manifest["files"].items():
+    for name, entry in stated["files"].items():
         data = _read(path / name, entry["bytes"])
-        if _digest(data) != entry["blake2b"]:
-            raise _DamagedError(f"{name} was altered")
-        if name == _STATE:
-            state = _parse(name, data)
+        if manifest.digest(data) != entry["blake2b"]:
+            raise DamagedError(f"{name} was altered")
+        if name == STATE:
+            state = manifest.parse(name, data)
         else:
             group = name.removesuffix(".safetensors")
-            aliases = manifest["tied"].get(group, {})
+            aliases = stated["tied"].get(group, {})
             tensors[group] = _tensors(name, data, aliases)
-    return Checkpoint(path, manifest["step"], tensors, state)
+    return Checkpoint(path, stated["step"], tensors, state)
 
 
 def _read(path: Path, n_bytes: int | None = None) -> bytes:
@@ -350,87 +336,25 @@ def _read(path: Path, n_bytes: int | None = None) -> bytes:
         with open(descriptor, "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
-                raise _DamagedError(f"{path.name} is not a plain file")
+                raise DamagedError(f"{path.name} is not a plain file")
             if n_bytes is not None and info.st_size != n_bytes:
-                raise _DamagedError(f"{path.name} has {info.st_size} of {n_bytes} bytes")
+                raise DamagedError(f"{path.name} has {info.st_size} of {n_bytes} bytes")
             if path.suffix == ".json" and info.st_size > _MAX_JSON_BYTES:
-                raise _DamagedError(f"{path.name} is too large to be ours ({info.st_size} bytes)")
+                raise DamagedError(f"{path.name} is too large to be ours ({info.st_size} bytes)")
             return file.read()
     except OSError as error:
-        raise _DamagedError(f"{path.name} cannot be read ({error.strerror})") from None
+        raise DamagedError(f"{path.name} cannot be read ({error.strerror})") from None
 
 
 def _tensors(name: str, data: bytes, aliases: Mapping[str, str]) -> dict[str, Tensor]:
     try:
         members = tensor_file.decode(data)
     except ValueError as error:
-        raise _DamagedError(f"{name} is not a safetensors file ({error})") from None
+        raise DamagedError(f"{name} is not a safetensors file ({error})") from None
     for alias, original in aliases.items():
         if original not in members or alias in members:
-            raise _DamagedError(f"{_MANIFEST} ties {alias!r} to {original!r}, not so {name}")
+            raise DamagedError(f"{MANIFEST} ties {alias!r} to {original!r}, not so {name}")
     return members | {alias: members[original] for alias, original in aliases.items()}
-
-
-def _parse(name: str, data: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _DamagedError(f"{name} is not valid JSON") from None
-    if not isinstance(document, dict):
-        raise _DamagedError(f"{name} does not hold a JSON object")
-    return document
-
-
-def _manifest(data: bytes) -> dict[str, Any]:
-    """The manifest, with every type checked and its own hash confirmed."""
-    document = _parse(_MANIFEST, data)
-    if document.get("format") != _FORMAT:
-        raise _DamagedError(f"{_MANIFEST} is not that of a checkpoint")
-    if document.get("version") != _VERSION:
-        raise _DamagedError(
-            f"its format has version {document.get('version')!r}, this program reads {_VERSION}"
-        )
-    stated = document.pop("blake2b", None)
-    # Compared byte by byte as well, because other bytes can hold the same JSON.
-    own = _digest(_json_bytes(document))
-    if stated != own or _json_bytes(document | {"blake2b": own}) != data:
-        raise _DamagedError(f"{_MANIFEST} was altered")
-    if document.keys() != {"format", "version", "step", "files", "tied"}:
-        raise _DamagedError(f"{_MANIFEST} has unknown or missing keys")
-    if not _is_count(document["step"]) or not isinstance(document["files"], dict):
-        raise _DamagedError(f"{_MANIFEST} has a value of a wrong type")
-    for name, entry in document["files"].items():
-        if not _FILE_NAME.fullmatch(name):
-            raise _DamagedError(f"{_MANIFEST} names a file {name!r}, which cannot be ours")
-        is_entry = isinstance(entry, dict) and entry.keys() == {"bytes", "blake2b"}
-        if not is_entry or not _is_count(entry["bytes"]) or not isinstance(entry["blake2b"], str):
-            raise _DamagedError(f"{_MANIFEST} has a malformed entry for {name}")
-    if _STATE not in document["files"]:
-        raise _DamagedError(f"{_MANIFEST} does not name {_STATE}")
-    tied = document["tied"]
-    if not isinstance(tied, dict) or not all(_is_text_table(table) for table in tied.values()):
-        raise _DamagedError(f"{_MANIFEST} has a malformed table of tied tensors")
-    return document
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_text_table(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-
-
-def _json_bytes(document: Mapping[str, Any]) -> bytes:
-    """The one way in which we write JSON."""
-    try:
-        return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
-    except RecursionError:
-        raise _DamagedError(f"{_MANIFEST} is nested too deeply") from None
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 # --- the best one -----------------------------------------------------------------------------
@@ -445,7 +369,7 @@ def write_best(folder: Path, step: int, loss_nats: float) -> None:
     path, tmp = folder / _BEST, folder / f"{_TMP}{_BEST}"
     try:
         tmp.unlink(missing_ok=True)
-        _write(tmp, [_json_bytes({"step": step, "loss_nats": loss_nats})])
+        _write(tmp, [manifest.json_bytes({"step": step, "loss_nats": loss_nats})])
         os.replace(tmp, path)
         _sync_folder(folder)
     except OSError as error:
@@ -462,10 +386,10 @@ def read_best(folder: Path) -> Best | None:
     if not os.path.lexists(path):
         return None
     try:
-        document = _parse(_BEST, _read(path))
-    except _DamagedError as reason:
+        document = manifest.parse(_BEST, _read(path))
+    except DamagedError as reason:
         raise CheckpointError(f"{path}: {reason}.") from None
     step, loss = document.get("step"), document.get("loss_nats")
-    if not _is_count(step) or not isinstance(loss, int | float) or isinstance(loss, bool):
+    if not manifest.is_count(step) or not isinstance(loss, int | float) or isinstance(loss, bool):
         raise CheckpointError(f"{path} does not hold a step and a loss.")
     return Best(step, float(loss))
