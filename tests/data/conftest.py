@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 from data_samples import Recorder, random_text
 
 from mixlab.core.config import decode
 from mixlab.data.config import DataConfig
 from mixlab.data.prepare import prepare
+
+# A busy machine is no failure: no example has a deadline.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture
