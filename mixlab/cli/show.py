@@ -10,9 +10,7 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Changes to try.")
     ] = None,
-    config: Annotated[
-        bool, typer.Option("--config", help="Print the config as YAML.")
-    ] = False,
+    config: Annotated[bool, typer.Option("--config", help="Print the config as YAML.")] = False,
 ) -> None:
     """Explain a recipe: blocks, parameters, FLOPs per token, state, estimated memory.
 

@@ -246,9 +246,9 @@ def _translate(cls: type[Config], tree: Any, error: ValidationError) -> ConfigEr
             f"Did you mean {close[0]!r}?" if close else "",
         )
     rule = re.sub(r"^(Input|Value) should be ", "", first["msg"]).removeprefix("Value error, ")
-    rule = rule.replace(
-        "a valid dictionary or object to extract fields from", "a group of settings"
-    )
+    rule = rule.removeprefix("String should ")
+    for words in ("a valid dictionary or object to extract fields from", "a valid dictionary"):
+        rule = rule.replace(words, "a group of settings")
     rule = re.sub(r"^a valid dictionary or instance of \w+", "a group of settings", rule)
     return ConfigError(dotted, _short(got), rule[0].lower() + rule[1:])
 
@@ -258,9 +258,9 @@ def _as_typed(tree: Any, loc: Sequence[str | int]) -> list[str | int]:
     path: list[str | int] = []
     for i, part in enumerate(loc):
         is_last = i == len(loc) - 1
-        if (isinstance(tree, Mapping) and part in tree) or (
-            isinstance(tree, list) and isinstance(part, int) and part < len(tree)
-        ):
+        is_key = isinstance(tree, Mapping) and part in tree
+        is_item = isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        if is_key or is_item:
             tree = tree[part]
         elif not is_last or not isinstance(tree, Mapping) or tree.get("kind") == part:
             continue
@@ -283,14 +283,10 @@ def _at(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[type
     for part in path:
         tree = tree[part] if isinstance(tree, list | Mapping) else None
         fields = [c.model_fields[part] for c in here if part in c.model_fields]
-        below = [
-            m for f in fields for m in (*_models(f.annotation), *_models(tuple_of(f.metadata)))
-        ]
+        below = [model for field in fields for model in _models(field.annotation)]
         below = below or here  # an item of a list or dict: its field was resolved a step ago
         kind = tree.get("kind") if isinstance(tree, Mapping) else None
-        narrowed = [
-            m for m in below if "kind" in m.model_fields and m.model_fields["kind"].default == kind
-        ]
+        narrowed = [model for model in below if kind is not None and _kind(model) == kind]
         here = narrowed or below
     return here
 
@@ -306,10 +302,8 @@ def _field_names(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> 
 
 
 def _tags(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[str]:
-    found = [
-        m.model_fields["kind"].default for m in _at(cls, tree, path) if "kind" in m.model_fields
-    ]
-    return [str(kind) for kind in dict.fromkeys(found)]
+    found = [_kind(model) for model in _at(cls, tree, path)]
+    return [str(kind) for kind in dict.fromkeys(found) if kind is not None]
 
 
 def _nearest(name: str, names: Sequence[str], what: str) -> str:

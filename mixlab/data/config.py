@@ -22,7 +22,7 @@ class SplitConfig(Config):
     """Fraction of the bytes that goes to the test split, at least."""
     min_validation_tokens: int = Field(default=100_000, ge=0)
     """Validation is enlarged to about this many tokens, though not beyond a fifth of the bytes."""
-    max_overlap: float = Field(default=0.1, ge=0, le=1)
+    max_overlap: float = Field(default=0.3, ge=0, le=1)
     """Highest tolerated fraction of a held-out split's word 13-grams that also occur in train.
     Text without copies stays far below (standard library: 2 %); installed packages with their
     vendored and generated siblings lie far above (20 to 25 %) until `drop` is set."""

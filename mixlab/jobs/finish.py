@@ -24,33 +24,51 @@ def finish(
     evals = run.read_jsonl("evals.jsonl")
     validation = [row for row in evals if row["split"] == "validation"]
     best = next((row for row in validation if row["step"] == progress.best_step), None)
-    notes = list(session.notes)
     summary: dict[str, Any] = {
         "status": outcome.status,
+        **facts(session, command),
         "steps": progress.step,
-        "planned_steps": int(session.config.train.length.amount),
         "tokens": progress.tokens,
         "flops": progress.tokens * session.budget.train_flops_per_token,
         "train_s": progress.elapsed_s,
-        "n_params": session.budget.n_params,
-        "n_active_params": session.budget.n_active_params,
-        "n_embedding_params": session.budget.n_embedding_params,
-        "flops_per_token": session.budget.train_flops_per_token,
-        "context": session.context,
         "final": validation[-1] if validation else None,
         "best": best,
-        "device": session.hardware.device.type,
-        "precision": session.hardware.precision,
-        "command": command,
-        "notes": notes,
     }
+    parent = run.read_json("parent.json")
+    if parent is not None:
+        summary["parent"] = {"run": parent["path"], "step": parent["step"]}
     if is_over:
+        with screen.task("Measuring the test split", None):
+            summary["test"] = session.evaluate("test")
         with screen.task("Writing samples", None):
             _write_samples(run, session, progress.step)
     run.write_json("summary.json", summary)
     write_training_curves(run)
     write_report(run)
     return summary
+
+
+def facts(session: Session, command: str) -> dict[str, Any]:
+    """What a summary says of a run however it ends."""
+    return {
+        "planned_steps": int(session.config.train.length.amount),
+        "n_params": session.budget.n_params,
+        "n_active_params": session.budget.n_active_params,
+        "n_embedding_params": session.budget.n_embedding_params,
+        "flops_per_token": session.budget.train_flops_per_token,
+        "context": session.context,
+        "device": session.hardware.device.type,
+        "precision": session.hardware.precision,
+        "command": command,
+        "notes": list(session.notes),
+    }
+
+
+def finish_failed(run: RunDir, session: Session, error: str, command: str) -> None:
+    """Write summary.json, plots/ and report.md of a run that cannot go on."""
+    run.write_json("summary.json", {"status": "failed", "error": error, **facts(session, command)})
+    write_training_curves(run)
+    write_report(run)
 
 
 def _write_samples(run: RunDir, session: Session, step: int) -> None:

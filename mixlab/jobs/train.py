@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +18,14 @@ from mixlab.core.run_dir import RunDir
 from mixlab.data.prepare import PreparedData
 from mixlab.jobs.config import RunConfig, load_config
 from mixlab.jobs.device import Hardware, describe, settle_hardware
-from mixlab.jobs.finish import finish
+from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.recorder import RunRecorder, restore
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, open_session, prepare_data, seconds_per_step
 from mixlab.jobs.signals import stop_on_signals
 from mixlab.train import checkpoint as checkpoints
 from mixlab.train.length import Length
-from mixlab.train.loop import NonFiniteLossError, Outcome, Progress, train
+from mixlab.train.loop import NonFiniteLossError, Progress, train
 from mixlab.train.mirrors import MirroredRun, Mirrors, check_mirrors
 
 RUNS = Path("runs")
@@ -166,7 +166,7 @@ def run_sitting(
             MirroredRun(
                 name=run.name, path=run.path, config=to_tree(config), is_resumed=progress.step > 0
             ),
-            warn=screen.note,
+            warn=_keep(session.notes, screen),
         )
         n_steps = int(config.train.length.amount)
         recorder = RunRecorder(run, session, screen, mirrors, n_steps)
@@ -187,15 +187,24 @@ def run_sitting(
                     clock=time.monotonic,
                 )
         except NonFiniteLossError as error:
-            raise _with_way_out(run, error) from None
+            error = _with_way_out(run, error)
+            finish_failed(run, session, str(error), command)
+            raise error from None
         finally:
             mirrors.close()
         summary = finish(run, session, outcome, command, screen)
-        return RunResult(run, outcome.status, summary, stop.signal if _was_cut(outcome) else None)
+        signal = stop.signal if outcome.status == "interrupted" else None
+        return RunResult(run, outcome.status, summary, signal)
 
 
-def _was_cut(outcome: Outcome) -> bool:
-    return outcome.status == "interrupted"
+def _keep(notes: list[str], screen: Screen) -> Callable[[str], None]:
+    """Tell a warning to the person at the screen and to the reader of the report."""
+
+    def warn(message: str) -> None:
+        notes.append(message)
+        screen.note(message)
+
+    return warn
 
 
 def _record_start(run: RunDir, session: Session, command: str, progress: Progress) -> None:
@@ -211,7 +220,7 @@ def _record_start(run: RunDir, session: Session, command: str, progress: Progres
 
 
 def _with_way_out(run: RunDir, error: NonFiniteLossError) -> NonFiniteLossError:
-    """The error with the last good checkpoint named, also written into the run's summary."""
+    """The error with the last good checkpoint and what to try named."""
     good = checkpoints.newest_good(run.checkpoints_path)
     where = "there is no checkpoint yet"
     if good is not None:
@@ -220,7 +229,6 @@ def _with_way_out(run: RunDir, error: NonFiniteLossError) -> NonFiniteLossError:
         f"{error} Training stopped; {where}. Try a lower train.optimizer.lr, a longer "
         "train.schedule.warmup_steps, or train.precision=fp32."
     )
-    run.write_json("summary.json", {"status": "failed", "error": text})
     return NonFiniteLossError(text)
 
 
