@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mixlab.core.errors import BackendError
 from mixlab.ops.dtypes import at_least_float32
@@ -138,17 +139,37 @@ def _loop(
 def _grouped(
     x: Tensor, indices: Tensor, weights: Tensor, up: Tensor, down: Tensor, activation: Activation
 ) -> Tensor:
-    """Sort the rows by expert, so that every expert's rows lie together in one product."""
+    """Sort the rows by expert, so that every expert's rows lie together in one product.
+
+    bfloat16 on a GPU is one kernel for all experts, which reads there how many rows each has.
+    Everything else takes the experts in turn, for which the numbers of rows are read once: free on
+    a CPU, a wait on a GPU.
+    """
     n, k = indices.shape
     order = indices.flatten().argsort(stable=True)  # (M,), row of the unsorted at each sorted place
-    place = torch.empty_like(order)  # (M,), its inverse
-    place[order] = torch.arange(order.numel(), device=order.device)
     ends = count_tokens(indices, up.shape[0]).cumsum(0)  # (E,)
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16:
+        sorted_weights = weights.flatten()[order]
+        y = _InTurn.apply(x, sorted_weights, up, down, order // k, ends.tolist(), activation)
+        return y.to(x.dtype)
+    place = torch.empty_like(order)  # (M,), the inverse of `order`
+    place[order] = torch.arange(order.numel(), device=order.device)
     rows = _Spread.apply(x, order, place, k)  # (M, D)
-    hidden = _activate(grouped_linear(rows, up, ends), activation)  # (M, F)
-    out = grouped_linear(hidden, down, ends)  # (M, D)
+    hidden = _activate(_grouped_product(rows, up, ends), activation)  # (M, F)
+    out = _grouped_product(hidden, down, ends)  # (M, D)
     out = _Spread.apply(out, place, order, 1).view(n, k, -1)  # (N, k, D), in the tokens' order
     return (at_least_float32(out) * weights[..., None]).sum(dim=1).to(x.dtype)
+
+
+def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """(M, d_out): rows ends[e - 1] to ends[e] of x (M, d_in) times weight[e].T (d_out, d_in)."""
+    if x.shape[1] % 8 or weight.shape[1] % 8:
+        raise BackendError(
+            f"The experts' backend 'grouped' takes widths that are multiples of 8 in bfloat16 on a "
+            f"GPU, and these are {x.shape[1]} and {weight.shape[1]}. Change d_expert or d_model, "
+            f"or set backend=loop."
+        )
+    return F.grouped_mm(x, weight.mT, offs=ends.to(torch.int32))
 
 
 class _Spread(torch.autograd.Function):
@@ -164,53 +185,70 @@ class _Spread(torch.autograd.Function):
         return x[order // k if k > 1 else order]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor):
         (place,) = ctx.saved_tensors
         grad = grad[place]
         return (grad.unflatten(0, (-1, ctx.k)).sum(dim=1) if ctx.k > 1 else grad), None, None, None
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """(M, d_out): rows ends[e - 1] to ends[e] of x (M, d_in) times weight[e].T (d_out, d_in).
+class _InTurn(torch.autograd.Function):
+    """One expert after the other over sorted rows, keeping only the rows' first product.
 
-    bfloat16 on a GPU is one kernel that reads `ends` there. Everything else is one product per
-    expert over a contiguous slice, for which `ends` is read once: free on a CPU, a wait on a GPU.
-
-    Raises:
-        BackendError: a width that the GPU kernel does not take.
+    Temporaries are those of one expert, and gradients of the weights are written in place: on a
+    CPU, touching fresh memory costs as much as many of the products. A token takes an expert once,
+    so the rows that an expert adds are distinct and the sums come out the same on every run.
     """
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16:
-        return _SlicedLinear.apply(x, weight, ends.tolist())
-    if x.shape[1] % 8 or weight.shape[1] % 8:
-        raise BackendError(
-            f"The experts' backend 'grouped' takes widths that are multiples of 8 in bfloat16 on a "
-            f"GPU, and these are {x.shape[1]} and {weight.shape[1]}. Change d_expert or d_model, "
-            f"or set backend=loop."
-        )
-    return F.grouped_mm(x, weight.mT, offs=ends.to(torch.int32))
-
-
-class _SlicedLinear(torch.autograd.Function):
-    """One product per group, written straight into the slice of a shared result."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: list[int]) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.ends = ends
-        y = x.new_empty(x.shape[0], weight.shape[1])
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (N, D)
+        weights: Tensor,  # (M,), sorted by expert, as are the rows of `tokens`
+        up: Tensor,
+        down: Tensor,
+        tokens: Tensor,  # (M,) int64
+        ends: list[int],
+        activation: Activation,
+    ) -> Tensor:
+        h = x.new_empty(tokens.shape[0], up.shape[1])
+        y = torch.zeros_like(x, dtype=at_least_float32(x[:0]).dtype)
         for e, rows in _slices(ends):
-            torch.mm(x[rows], weight[e].T, out=y[rows])
+            torch.mm(x[tokens[rows]], up[e].T, out=h[rows])
+            out = at_least_float32(_activate(h[rows], activation) @ down[e].T)
+            y.index_add_(0, tokens[rows], out * weights[rows, None])
+        ctx.save_for_backward(x, weights, up, down, tokens, h)
+        ctx.ends, ctx.activation = ends, activation
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        dx, dweight = torch.empty_like(x), torch.empty_like(weight)
+        x, weights, up, down, tokens, h = ctx.saved_tensors
+        dx, dweights = torch.zeros_like(grad), torch.empty_like(weights)
+        dup, ddown = torch.empty_like(up), torch.empty_like(down)
         for e, rows in _slices(ctx.ends):
-            torch.mm(grad[rows], weight[e], out=dx[rows])
-            torch.mm(grad[rows].T, x[rows], out=dweight[e])  # zeros for an expert without rows
-        return dx, dweight, None
+            token, weight = tokens[rows], weights[rows, None]
+            g, a = grad[token], _activate(h[rows], ctx.activation)
+            # The output is weight * down @ a, so one product serves the weight and a alike.
+            da = g.to(x.dtype) @ down[e]
+            dweights[rows] = torch.linalg.vecdot(at_least_float32(da), at_least_float32(a))
+            torch.mm((g * weight).to(x.dtype).T, a, out=ddown[e])  # zeros without any row
+            dh = _activate_backward((da * weight).to(x.dtype), h[rows], ctx.activation)
+            torch.mm(dh.T, x[token], out=dup[e])
+            dx.index_add_(0, token, (dh @ up[e]).to(dx.dtype))
+        return dx.to(x.dtype), dweights, dup, ddown, None, None, None
+
+
+def _activate_backward(da: Tensor, h: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(da, h)
+    gate, up = h.chunk(2, dim=-1)
+    dh = torch.empty_like(h)
+    dgate, dup = dh.chunk(2, dim=-1)
+    torch.mul(da, F.silu(gate), out=dup)
+    dgate.copy_(torch.ops.aten.silu_backward(da * up, gate))
+    return dh
 
 
 def _slices(ends: list[int]) -> list[tuple[int, slice]]:

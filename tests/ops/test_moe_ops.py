@@ -12,7 +12,6 @@ from mixlab.ops.moe import (
     balanced_bias,
     count_tokens,
     experts,
-    grouped_linear,
     route,
     z_loss,
 )
@@ -188,7 +187,9 @@ def test_grouped_kernel_is_as_close_to_exact_as_the_loop_and_never_waits():
 
 @pytest.mark.gpu
 def test_widths_that_the_kernel_cannot_take_are_refused():
-    x = torch.zeros(4, 12, device="cuda", dtype=torch.bfloat16)
-    weight = torch.zeros(2, 8, 12, device="cuda", dtype=torch.bfloat16)
+    up, down = torch.zeros(2, 8, 12), torch.zeros(2, 12, 8)
+    tensors = {"x": torch.zeros(4, 12), "weights": torch.zeros(4, 1), "up": up, "down": down}
+    tensors = {name: t.to("cuda", torch.bfloat16) for name, t in tensors.items()}
+    indices = torch.zeros(4, 1, dtype=torch.int64, device="cuda")
     with pytest.raises(BackendError, match="multiples of 8"):
-        grouped_linear(x, weight, torch.tensor([2, 4], device="cuda"))
+        experts(**tensors, indices=indices, activation="silu")
