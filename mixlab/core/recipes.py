@@ -50,11 +50,25 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Tree:
     plain: list[str] = []
     for text in overrides:
         path, value = parse_override(text)
-        if len(path) == 1 and isinstance(value, str) and list_presets(path[0]):
-            tree[path[0]] = merge(tree.get(path[0], {}), load_preset(path[0], value))
-        else:
+        preset = None
+        if len(path) == 1 and isinstance(value, str):
+            preset = override_preset(tree, path[0], value)
+        if preset is None:
             plain.append(text)
+        else:
+            tree = preset
     return override(tree, plain)
+
+
+def override_preset(tree: Tree, part: str, name: str) -> Tree | None:
+    """`tree` with the preset `name` laid over `part`; None if that part has no presets.
+
+    Raises:
+        LabError: the part has presets, and this is none of them.
+    """
+    if not list_presets(part):
+        return None
+    return {**tree, part: merge(tree.get(part, {}), load_preset(part, name))}
 
 
 def load_preset(part: str, name: str) -> Tree:

@@ -1,0 +1,145 @@
+"""The Python face of mixlab, for notebooks and scripts: the same code path as the command line."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixlab.core.config import decode, merge, read_yaml
+from mixlab.core.errors import LabError
+from mixlab.core.recipes import load_recipe, override_preset
+from mixlab.core.run_dir import Columns, RunDir
+from mixlab.infer.sampler import SamplingConfig
+from mixlab.jobs.config import RunConfig
+from mixlab.jobs.screen import Screen
+from mixlab.jobs.trained import TrainedModel, open_trained, sampling_of
+
+__all__ = ["Run", "RunConfig", "open_run", "recipe", "train"]
+
+
+def recipe(name_or_file: str | Path, /, **overrides: Any) -> RunConfig:
+    """A packaged recipe or a YAML file as a config, with changes laid over it.
+
+    Changes are nested like the config, or name one key with double underscores for the dots:
+
+        mixlab.recipe("quickstart", train={"length": "1M tokens"}, seed=2)
+        mixlab.recipe("quickstart", train__length="1M tokens", model__n_layers=6)
+        mixlab.recipe("quickstart", data="packages")         # a preset of a part
+
+    Raises:
+        LabError: an unknown recipe, key, kind or value.
+    """
+    tree = load_recipe(str(name_or_file))
+    for key, value in overrides.items():
+        *parents, leaf = key.split("__")
+        if not parents and isinstance(value, str):
+            preset = override_preset(tree, leaf, value)
+            if preset is not None:
+                tree = preset
+                continue
+        change: Any = {leaf: value}
+        for parent in reversed(parents):
+            change = {parent: change}
+        tree = merge(tree, change)
+    return decode(RunConfig, tree)
+
+
+def train(
+    config: RunConfig, *, run_dir: str | Path | None = None, screen: Screen | None = None
+) -> "Run":
+    """Train a config into a new run folder (default: runs/NAME, runs/NAME-2, ...).
+
+    Ctrl-C saves and returns; `mixlab train --resume` goes on from there.
+
+    Raises:
+        LabError: anything that the user can set right.
+    """
+    from mixlab.jobs.train import start_run
+
+    if not isinstance(config, RunConfig):
+        raise LabError(
+            f"config = {config!r}: expected what mixlab.recipe(...) returns, such as "
+            'mixlab.train(mixlab.recipe("quickstart")).'
+        )
+    path = None if run_dir is None else Path(run_dir)
+    return Run(start_run(config, run_dir=path, screen=screen, command="mixlab.train(...)").run)
+
+
+def open_run(path: str | Path) -> "Run":
+    """A run folder, for its figures, its model and its pictures.
+
+    Raises:
+        RunError: there is no run at `path`.
+    """
+    return Run(RunDir.open(path))
+
+
+class Run:
+    """One run folder. Figures are read anew at each access, so a running run can be watched."""
+
+    def __init__(self, folder: RunDir) -> None:
+        self._folder = folder
+
+    def __repr__(self) -> str:
+        return f"mixlab.open_run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._folder.path
+
+    @property
+    def config(self) -> RunConfig:
+        """The config that the run was trained with, settled."""
+        return decode(RunConfig, read_yaml(self._folder.config_path))
+
+    @property
+    def metrics(self) -> Columns:
+        """One value per update: step, tokens, loss_nats, lr, grad_norm, ... as lists."""
+        return self._folder.metrics()
+
+    @property
+    def evals(self) -> Columns:
+        """One value per evaluation: step, loss_nats, accuracy, bits_per_byte, ... as lists."""
+        return self._folder.evals()
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """How the run ended; empty while it is still training."""
+        return self._folder.read_json("summary.json") or {}
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the training curves, drawn anew."""
+        from mixlab.report.plots import write_training_curves
+
+        return write_training_curves(self._folder)
+
+    @property
+    def report(self) -> str:
+        """The report in Markdown."""
+        return self._folder.report_path.read_text(encoding="utf-8")
+
+    def model(self, checkpoint: str = "best") -> TrainedModel:
+        """Weights and tokenizer of "best", "last" or a kept step (as text)."""
+        return open_trained(self.path, checkpoint)
+
+    @cached_property
+    def _best(self) -> TrainedModel:
+        return self.model()
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 120,
+        temperature: float = 0.8,
+        top_k: int | None = 40,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> str:
+        """Continue `prompt` with the best checkpoint; the same seed gives the same text."""
+        sampling: SamplingConfig = sampling_of(temperature=temperature, top_k=top_k, top_p=top_p)
+        return self._best.generate(
+            prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        )
