@@ -21,3 +21,19 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.rms_norm(at_least_float32(x), self.weight.shape, self.weight, self.eps)
         return y.to(x.dtype)
+
+
+class GatedRMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps) * silu(gate), over the last dimension.
+
+    The norm comes before the gate, as in Gated DeltaNet [arXiv:2412.06464].
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        y = F.rms_norm(at_least_float32(x), self.weight.shape, self.weight, self.eps)
+        return (y * F.silu(at_least_float32(gate))).to(x.dtype)

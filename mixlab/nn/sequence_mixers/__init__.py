@@ -3,6 +3,7 @@
 from mixlab.core.registry import Registry
 from mixlab.nn.sequence_mixers.attention import AttentionConfig
 from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
 from mixlab.nn.sequence_mixers.mla import MLAConfig
 
 __all__ = ["SEQUENCE_MIXERS", "MixerOutput", "SequenceMixer", "SequenceMixerConfig"]
@@ -10,6 +11,7 @@ __all__ = ["SEQUENCE_MIXERS", "MixerOutput", "SequenceMixer", "SequenceMixerConf
 SEQUENCE_MIXERS: Registry[SequenceMixerConfig] = Registry(
     {
         "attention": AttentionConfig,
+        "gated_deltanet": GatedDeltaNetConfig,
         "mla": MLAConfig,
     }
 )

@@ -1,0 +1,32 @@
+"""The short causal convolution as a module: one set of taps per channel, no bias."""
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.ops.causal_conv import Backend, ConvOutput, causal_conv
+from mixlab.ops.packing import Packing
+
+
+class ShortConv(nn.Module):
+    """SiLU of a depthwise causal convolution with `size` taps; see ops/causal_conv.py."""
+
+    def __init__(self, n_channels: int, size: int, *, backend: Backend = "shift") -> None:
+        super().__init__()
+        self.backend: Backend = backend
+        # The shape of a depthwise nn.Conv1d, so that weights move to and fro by name.
+        self.weight = nn.Parameter(torch.empty(n_channels, 1, size))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Uniform with the bound that nn.Conv1d uses, 1 / sqrt(taps)."""
+        bound = self.weight.shape[-1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(
+        self, x: Tensor, tail: Tensor | None = None, packing: Packing | None = None
+    ) -> ConvOutput:
+        """(B, T, C) -> (B, T, C); `tail` (B, size - 1, C) is what came before x."""
+        return causal_conv(
+            x=x, weight=self.weight[:, 0], tail=tail, packing=packing, backend=self.backend
+        )

@@ -1,0 +1,91 @@
+"""Gated delta rule: a matrix-valued state, decayed and then corrected at every token.
+
+    S_t = a_t S_{t-1} + b_t k_t (v_t - (a_t S_{t-1})^T k_t)^T
+    o_t = S_t^T q_t / sqrt(K)
+
+Without decay (log_a = 0) this is the delta rule of DeltaNet.
+Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks" [arXiv:2412.06464]; without decay: Yang et
+        al. [arXiv:2406.06484].
+Shapes: B batch, T tokens, G key heads, H value heads (a multiple of G; value head h uses query and
+        key of head h // (H / G)), K query/key width of a head, V value width of a head.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixlab.core.errors import BackendError
+from mixlab.ops.gated_delta_rule.chunked import run_chunked
+from mixlab.ops.gated_delta_rule.kernels import obstacle, run_fla, run_flash_qla
+from mixlab.ops.gated_delta_rule.recurrent import run_recurrent
+from mixlab.ops.packing import Packing
+
+Backend = Literal["recurrent", "chunked", "fla", "flash_qla"]
+"""`recurrent` is the definition, token by token; `chunked` is plain PyTorch in matrix form; `fla`
+is the Triton kernel of flash-linear-attention, which itself hands over to FlashQLA where that is
+installed and fits; `flash_qla` calls FlashQLA and nothing else."""
+
+
+class DeltaRuleOutput(NamedTuple):
+    o: Tensor  # (B, T, H, V), dtype of `v`
+    state: Tensor | None  # (B, H, K, V), float32 or wider; None for packed rows
+
+
+def gated_delta_rule(
+    *,
+    q: Tensor,  # (B, T, G, K)
+    k: Tensor,  # (B, T, G, K), unit length along K unless `normalize_qk`
+    v: Tensor,  # (B, T, H, V)
+    log_a: Tensor,  # (B, T, H), log of the decay, <= 0, float32 or wider
+    b: Tensor,  # (B, T, H), step size of the correction, in [0, 2]
+    state: Tensor | None,  # (B, H, K, V), or None at the start of a document
+    packing: Packing | None = None,
+    normalize_qk: bool = False,
+    backend: Backend,
+) -> DeltaRuleOutput:
+    """Run the rule over T tokens with exactly the named backend.
+
+    `normalize_qk` divides queries and keys by their length first, sqrt(sum of squares + 1e-6).
+    `packing` starts every document from a zero state; packed rows are never continued, so it
+    excludes a state. Second derivatives exist for `recurrent` only.
+
+    Raises:
+        BackendError: the named backend cannot run on these inputs.
+    """
+    assert state is None or packing is None, "packed rows are never continued"
+    assert v.shape[2] % k.shape[2] == 0, "value heads must be a multiple of key heads"
+    inputs = (q, k, v, log_a, b, state, packing, normalize_qk)
+    if backend == "recurrent":
+        o, state = run_recurrent(*inputs)
+    elif backend == "chunked":
+        o, state = run_chunked(*inputs)
+    else:
+        pick_backend(backend, q.device, q.dtype, k_dim=k.shape[-1], v_dim=v.shape[-1])
+        o, state = (run_fla if backend == "fla" else run_flash_qla)(*inputs)
+    return DeltaRuleOutput(o, None if packing is not None else state)
+
+
+def pick_backend(
+    requested: str, device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int
+) -> Backend:
+    """Settle "auto" for inputs of this kind, and refuse what cannot run.
+
+    "auto" is `fla` on a CUDA device for half-precision inputs where it is installed, else
+    `chunked`. A backend asked for by name is that one or an error.
+
+    Raises:
+        BackendError: `requested` cannot run on such inputs; the message says why.
+    """
+    if requested in ("recurrent", "chunked"):
+        return requested
+    if requested == "auto":
+        is_half = dtype in (torch.bfloat16, torch.float16)
+        return "fla" if is_half and not obstacle("fla", device, dtype, k_dim, v_dim) else "chunked"
+    reason = obstacle(requested, device, dtype, k_dim, v_dim)
+    if reason:
+        raise BackendError(
+            f"gated_delta_rule: backend {requested!r} cannot run: {reason}. "
+            "backend 'chunked' runs everywhere, and 'auto' takes the fastest one that fits."
+        )
+    return requested
