@@ -154,6 +154,11 @@ class LanguageModel(nn.Module):
                 metrics[f"layer_{i:02d}"] = out.metrics
         return Trunk(self.norm(x), None if state is None else new_state, aux_loss, metrics)
 
+    def update_balance(self) -> None:
+        """Let routers rebalance; to be called once after every optimizer update."""
+        for block in self.blocks:
+            block.channel_mixer.update_balance()
+
     def forward(
         self,
         tokens: Tensor,

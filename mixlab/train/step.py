@@ -80,6 +80,7 @@ def train_step(
     if max_grad_norm is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, metrics.grad_norm)
     optimizer.step(lr_factor)
+    model.update_balance()
     optimizer.zero_grad()
     return metrics
 

@@ -44,3 +44,6 @@ class ChannelMixer(nn.Module):
     def forward(self, x: Tensor) -> ChannelOutput:
         """(B, T, D) -> (B, T, D), each token by itself."""
         raise NotImplementedError(type(self).__name__)
+
+    def update_balance(self) -> None:
+        """Called once after every optimizer update; routers that balance by a bias move it here."""
