@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from mixlab.core.config import digest, to_tree
 from mixlab.core.errors import ConfigError
 from mixlab.core.units import count
 from mixlab.data.context import context_figures
@@ -43,6 +42,14 @@ def prepare_data(config: RunConfig, screen: Screen) -> PreparedData:
             f"Set model.vocab_size={data.tokenizer.vocab_size}.",
         )
     data.require_sequences("train", config.train.batch_size)
+    for i, prompt in enumerate(config.sample.prompts):
+        n_tokens = len(data.tokenizer.encode(prompt))
+        if n_tokens >= config.model.max_seq_len:
+            raise ConfigError(
+                f"sample.prompts.{i}", prompt,
+                f"fewer tokens than model.max_seq_len = {config.model.max_seq_len}, but it has "
+                f"{n_tokens}",
+            )  # fmt: skip
     return data
 
 
@@ -63,17 +70,12 @@ class Session:
     context: Row  # what to read a loss beside: ln V, unigram entropy
     notes: list[str]  # what a reader of the results must know
 
-    @property
-    def config_digest(self) -> str:
-        """Address of the settled config; a checkpoint names the config that it belongs to."""
-        return digest(to_tree(self.config))
-
     def evaluate(self, split: str = "validation") -> Row:
         """A row for evals.jsonl; with an average of the parameters, that one is measured."""
         loader, n_windows = self.eval_loader, self.n_eval_windows
         if split != "validation":
             loader = Loader(self.data.split(split), self.config.data.seq_len, self.config.seed)
-            n_windows = loader.n_windows
+            n_windows = min(wanted_windows(self.config), loader.n_windows)
         batches = loader.window_batches(n_windows, self.config.eval.batch_size)
         token_bytes = self.data.split(split).token_bytes
         dtype = self.hardware.compute_dtype
@@ -110,7 +112,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         for block in model.blocks:
             block.compile()
     eval_loader = Loader(data.split("validation"), seq_len, config.seed)
-    wanted = -(-config.eval.n_tokens // seq_len)
+    wanted = wanted_windows(config)
     n_eval_windows = min(wanted, eval_loader.n_windows)
     notes = []
     if n_eval_windows < wanted:
@@ -139,6 +141,11 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         context=context,
         notes=notes,
     )
+
+
+def wanted_windows(config: RunConfig) -> int:
+    """Sequences that hold `eval.n_tokens` targets."""
+    return -(-config.eval.n_tokens // config.data.seq_len)
 
 
 def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) -> float:
