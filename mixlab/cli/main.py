@@ -59,7 +59,7 @@ def main() -> None:
         app()
     except LabError as error:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        print(f"mixlab {command}: {error}".replace(" :", ":"), file=sys.stderr)
+        print(f"{' '.join(filter(None, ('mixlab', command)))}: {error}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print("\nmixlab: stopped.", file=sys.stderr)

@@ -31,6 +31,8 @@ def generate_tokens(
     """
     if not prompt:
         raise LabError("prompt = '': expected at least one token to continue.")
+    if max_new_tokens < 1:
+        raise LabError(f"max_new_tokens = {max_new_tokens}: expected at least 1.")
     room = model.cfg.max_seq_len - len(prompt)
     if max_new_tokens > room:
         raise LabError(

@@ -51,7 +51,9 @@ def is_bf16_fast(device: torch.device) -> bool:
 def measure_matmul_flops(device: torch.device, dtype: torch.dtype | None) -> float:
     """FLOP/s of a large square matrix product here and now: what MFU is a share of."""
     n = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=device).to(dtype or torch.float32)
+    # Not from the default generator: that one belongs to the run, and a resumed run would differ.
+    g = torch.Generator(device).manual_seed(0)
+    a = torch.randn(n, n, device=device, generator=g).to(dtype or torch.float32)
     best = float("inf")
     for _ in range(6):
         _wait(device)

@@ -11,7 +11,7 @@ from mixlab.jobs.config import RunConfig
 from mixlab.jobs.device import settle_hardware
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import prepare_data
-from mixlab.jobs.train import RunResult, run_sitting
+from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
 from mixlab.train import checkpoint as checkpoints
 from mixlab.train.config import TrainConfig
 from mixlab.train.length import Length
@@ -42,6 +42,8 @@ def plan_extension(train: TrainConfig, saved_steps: list[int], n_steps: int) -> 
     last = saved_steps[-1]
 
     def parent(step: int) -> float:
+        if train.bridge is not None and step <= train.bridge.from_step:
+            return train.bridge.from_factor
         return lr_factor(train.schedule, train.bridge, max(step - 1, 0), old_steps)
 
     def child(step: int) -> float:
@@ -85,11 +87,11 @@ def extend_run(
     checkpoint = checkpoints.load(checkpoints.step_path(parent.checkpoints_path, start.step))
     hardware = settle_hardware(child_config.train)
     data = prepare_data(child_config, screen)
+    refuse_other_text(parent, data)
     child_path = run_dir or path.with_name(f"{path.name}-to-{n_steps}")
     child = RunDir.create(child_path)
     screen.note(_explain(path, start, n_steps))
     with child.lock():
-        child.write_text("config.yaml", dump_yaml(to_tree(child_config)))
         child.write_text("request.yaml", dump_yaml(to_tree(child_config)))
         child.write_json("parent.json", _parent_facts(parent, start, config))
         _copy_logs(parent, child, checkpoint.state["log_bytes"])
@@ -100,8 +102,11 @@ def extend_run(
             evals_without_improvement=0,
         )
         # The child owns its first checkpoint, so that it can be resumed from its first update on.
-        state = {**checkpoint.state, "progress": asdict(progress)}
+        tree = to_tree(child_config)
+        state = {**checkpoint.state, "progress": asdict(progress), "config": tree}
         checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
+        # Last, since it makes the folder a run: a child without its first checkpoint is none.
+        child.write_text("config.yaml", dump_yaml(tree))
         return run_sitting(child, child_config, data, hardware, progress, checkpoint, screen, None)
 
 

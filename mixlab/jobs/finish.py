@@ -113,9 +113,10 @@ def _samples(session: Session, step: int) -> list[dict[str, Any]]:
 def _beginnings(session: Session) -> list[str]:
     """The first words of validation documents: text that the model has not been trained on."""
     shards = session.data.split("validation")
+    n_tokens = min(24, -(-session.config.model.max_seq_len // 2))  # leaves room for an answer
     prompts = []
     for start in shards.starts[: 4 * session.config.sample.n]:
-        text = session.data.tokenizer.decode(shards.tokens[start : start + 24].tolist())
+        text = session.data.tokenizer.decode(shards.tokens[start : start + n_tokens].tolist())
         words = text[:PROMPT_CHARS].rsplit(" ", 1)[0] if len(text) > PROMPT_CHARS else text
         if words.strip():
             prompts.append(words)

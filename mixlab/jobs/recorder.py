@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from mixlab.core.config import to_tree
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
@@ -48,11 +49,21 @@ class RunRecorder:
         state = {
             "progress": asdict(progress),
             "log_bytes": {name: self._run.jsonl_size(name) for name in LOGS},
-            "config_digest": session.config_digest,
+            "config": to_tree(session.config),
         }
         checkpoints.save(folder, progress.step, tensors, state)
         if is_best:
             checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
+        checkpoints.prune(folder, self._kept(progress))
+
+    def tidy(self, progress: Progress) -> None:
+        """Do what a kill between a save and its aftermath left undone."""
+        folder, best = self._run.checkpoints_path, progress.best_step
+        saved = checkpoints.steps(folder)
+        if progress.step not in saved:
+            return
+        if best in saved and progress.best_loss_nats is not None:
+            checkpoints.write_best(folder, best, progress.best_loss_nats)
         checkpoints.prune(folder, self._kept(progress))
 
     def _kept(self, progress: Progress) -> set[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mixlab.core.config import decode, diff, dump_yaml, read_yaml, to_tree
-from mixlab.core.errors import CheckpointError, RunError
+from mixlab.core.errors import CheckpointError, ConfigError, RunError
 from mixlab.core.provenance import command_line, environment
 from mixlab.core.recipes import load_recipe
 from mixlab.core.run_dir import RunDir
@@ -61,6 +61,12 @@ def start_run(
             f"run folder {run_dir}: expected a name that does not exist yet. Go on with that run "
             f"by `mixlab train --resume {run_dir}`, or choose another --run-dir."
         )
+    if request.train.bridge is not None:
+        raise ConfigError(
+            "train.bridge", to_tree(request.train.bridge), "nothing in a run that begins at step 0",
+            "It belongs to a run made by `mixlab extend`. Set train.bridge=null to train this "
+            "config from the beginning.",
+        )  # fmt: skip
     check_mirrors(request.log.mirrors)
     hardware = settle_hardware(request.train)
     data = prepare_data(request, screen)
@@ -104,8 +110,11 @@ def resume_run(
         check_mirrors(config.log.mirrors)
         hardware = settle_hardware(config.train)
         data = prepare_data(config, screen)
-        _refuse_other_text(run, data)
+        refuse_other_text(run, data)
         checkpoint = find_checkpoint(run, at_step)
+        if checkpoint is not None:
+            _refuse_edits(run, config, checkpoint)
+        _forget_the_end(run, at_step)
         progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress()
         return run_sitting(run, config, data, hardware, progress, checkpoint, screen, command)
 
@@ -160,7 +169,6 @@ def run_sitting(
         session = open_session(config, data, hardware)
         command = command or command_line(sys.argv)
         _record_start(run, session, command, progress)
-        restore(run, session, checkpoint)
         mirrors = Mirrors.open(
             config.log.mirrors,
             MirroredRun(
@@ -170,6 +178,10 @@ def run_sitting(
         )
         n_steps = int(config.train.length.amount)
         recorder = RunRecorder(run, session, screen, mirrors, n_steps)
+        plan = session.plan(n_steps)
+        # The last thing before training: whatever runs in between could draw random numbers.
+        restore(run, session, checkpoint)
+        recorder.tidy(progress)
         for note in session.notes if progress.step == 0 else []:
             screen.note(note)
         try:
@@ -179,7 +191,7 @@ def run_sitting(
                     session.optimizer,
                     session.ema,
                     session.loader,
-                    session.plan(n_steps),
+                    plan,
                     progress,
                     evaluate=session.evaluate,
                     recorder=recorder,
@@ -244,14 +256,40 @@ def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -
         again = load_recipe(recipe, overrides)
     changes = diff(before, to_tree(decode(RunConfig, again)))
     if changes:
-        listed = "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
         raise RunError(
-            f"run {run.path}: cannot be resumed with another config. It differs in {listed}. "
-            "Leave these out to resume, or start a new run with them."
+            f"run {run.path}: cannot be resumed with another config. It differs in "
+            f"{_listed(changes)}. Leave these out to resume, or start a new run with them."
         )
 
 
-def _refuse_other_text(run: RunDir, data: PreparedData) -> None:
+def _refuse_edits(run: RunDir, config: RunConfig, checkpoint: checkpoints.Checkpoint) -> None:
+    """Hold config.yaml against the config that the checkpoint was made with."""
+    before = to_tree(decode(RunConfig, checkpoint.state["config"]))
+    changes = diff(before, to_tree(config))
+    if changes:
+        raise RunError(
+            f"run {run.path}: its config.yaml has changed since {checkpoint.path.name} was saved. "
+            f"It differs in {_listed(changes)}. Undo these to resume, or start a new run with them."
+        )
+
+
+def _listed(changes: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{path}: {old!r} -> {new!r}" for path, (old, new) in changes.items())
+
+
+def _forget_the_end(run: RunDir, at_step: int | None) -> None:
+    """Drop what tells of later steps than those that the run goes on from.
+
+    First the summary, or a kill would leave a run that calls itself finished; then the later
+    checkpoints, which belong to logs that are about to be cut.
+    """
+    run.summary_path.unlink(missing_ok=True)
+    if at_step is not None:
+        folder = run.checkpoints_path
+        checkpoints.prune(folder, [step for step in checkpoints.steps(folder) if step <= at_step])
+
+
+def refuse_other_text(run: RunDir, data: PreparedData) -> None:
     """A run goes on only with the very tokens that it began with."""
     before = run.read_json("data.json")
     if before is None:

@@ -1,6 +1,6 @@
 """How long, how much per update, how fast, and what is kept: the training part of a run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -95,7 +95,7 @@ class SampleConfig(Config):
 
     n: int = Field(default=3, ge=0)
     """How many texts."""
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """What to continue; absent: the beginnings of validation documents."""
     max_new_tokens: PositiveInt = 80
     """Longest continuation, in tokens."""

@@ -108,6 +108,8 @@ def train(
     def now(progress: Progress) -> Progress:
         return replace(progress, elapsed_s=clock() - start_s)
 
+    if _has_stalled(plan, progress) and progress.step < plan.n_steps:
+        return Outcome(progress, "stopped early")  # killed before it could say so
     if progress.last_eval_step is None:
         progress, _ = _evaluate(evaluate, recorder, plan, now(progress))
     model.train()

@@ -1,0 +1,122 @@
+"""A tiny corpus, a tiny recipe, and two ways to run it: in this process, and as a command."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from fork_server import ForkServer
+
+RECIPE = """\
+about: A model so small that training it takes a moment.
+seed: 3
+data:
+  corpus: {{kind: text, path: "{corpus}", document: file}}
+  tokenizer: {{kind: bpe, vocab_size: 300}}
+  seq_len: 16
+model:
+  vocab_size: 300
+  d_model: 16
+  n_layers: 1
+  max_seq_len: 64
+  blocks:
+    full:
+      sequence_mixer: {{kind: attention, n_heads: 2, head_dim: 8}}
+      channel_mixer: {{kind: mlp, d_ff: 24}}
+train:
+  length: 12 steps
+  batch_size: 4
+  optimizer: {{kind: adamw, lr: 0.01}}
+  device: cpu
+  precision: fp32
+eval: {{every: 4, n_tokens: 256, batch_size: 8}}
+checkpoint: {{every: 5}}
+sample: {{n: 1, max_new_tokens: 4}}
+"""
+
+
+class Quiet:
+    """A screen that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def task(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        yield lambda n: None
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def training(self, row: dict[str, Any], n_steps: int, eta_s: float | None) -> None:
+        self.rows.append(row)
+
+    def evaluation(self, row: dict[str, Any], context: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def write_corpus(folder: Path, *, n_files: int = 40, n_words: int = 240, seed: int = 0) -> Path:
+    """Files of random words from one small vocabulary: no 13 of them in a row come twice."""
+    folder.mkdir(parents=True, exist_ok=True)
+    g = random.Random(seed)
+    words = ["".join(g.choices("abcdefghij", k=g.randint(1, 7))) for _ in range(80)]
+    for i in range(n_files):
+        lines = (" ".join(g.choices(words, k=9)) for _ in range(n_words // 9))
+        (folder / f"doc{i:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data cache for all tests, so that the tiny corpus is prepared once."""
+    return tmp_path_factory.mktemp("data-cache")
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny.yaml: one layer of width 16, 12 steps, saved every 5 and evaluated every 4."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(RECIPE.format(corpus=tiny_corpus))
+    return path
+
+
+@pytest.fixture
+def quiet() -> Quiet:
+    return Quiet()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with the shared data cache and a matrix rate that is not timed."""
+    monkeypatch.setenv("MIXLAB_CACHE", str(shared_cache))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mixlab.jobs.session.measure_matmul_flops", lambda *args: 1e11)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the curves and the report: other tests look at those."""
+    for name in ("write_training_curves", "write_report"):
+        monkeypatch.setattr(f"mixlab.jobs.finish.{name}", lambda run: None)
+
+
+@pytest.fixture(scope="session")
+def fork_server(
+    shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ForkServer]:
+    """Runs `mixlab ...` as a process of its own, without the seconds that loading torch takes."""
+    server = ForkServer(tmp_path_factory.mktemp("commands"), {"MIXLAB_CACHE": str(shared_cache)})
+    yield server
+    server.close()
