@@ -1,0 +1,110 @@
+"""Can an output see the tokens after it? Twice: by gradients, and by changing those tokens.
+
+A model that can reads its own answer: its loss then says nothing, and its text is useless, because
+there is no future to copy from when it writes.
+"""
+
+import torch
+from torch import Tensor
+
+from mixlab.checks.base import (
+    ROUNDING,
+    CheckContext,
+    Finding,
+    logits_of,
+    other_tokens,
+    random_tokens,
+    relative_difference,
+)
+from mixlab.nn.language_model import LanguageModel
+
+SHORT = 70
+"""Tokens for the gradients: just past 64, the usual chunk of chunked kernels."""
+N_CUTS = 6
+
+
+def check_causality(context: CheckContext) -> Finding:
+    """Exactly zero gradient from outputs to later inputs, and no effect of later tokens."""
+    model = context.probe()
+    # Training mode: routing with a capacity, for one, may differ from evaluation.
+    model.train()
+    n_leaks, n_pairs, largest = _gradient_leaks(model, min(SHORT, context.seq_len))
+    effect = _effect_of_later_tokens(model, context.seq_len)
+    has_passed = n_leaks == 0 and effect <= ROUNDING
+    figures = {
+        "later_inputs_with_gradient": n_leaks,
+        "later_inputs_looked_at": n_pairs,
+        "largest_gradient": largest,
+        "effect_of_later_tokens": effect,
+        "seq_len": context.seq_len,
+    }
+    measured = (
+        f"{n_leaks} of {n_pairs} later inputs have a gradient; replacing later tokens at length "
+        f"{context.seq_len} moves earlier logits by {effect:.1e} of their size"
+    )
+    if has_passed:
+        meaning = "No output can see the tokens that it has to predict."
+    else:
+        meaning = (
+            "Outputs see later tokens, so the model can copy its answers: no loss of it means "
+            "anything. Look for a missing or an additive mask, or a convolution or router that "
+            "looks ahead."
+        )
+    return Finding("pass" if has_passed else "fail", measured, meaning, figures)
+
+
+def _cuts(length: int) -> list[int]:
+    """Lengths of the earlier part: both ends, and places between."""
+    places = torch.linspace(1, length - 1, N_CUTS).round().long()
+    return sorted(set(places.tolist())) if length > 1 else []
+
+
+def _gradient_leaks(model: LanguageModel, length: int) -> tuple[int, int, float]:
+    """Later inputs with a gradient that is not exactly zero, those looked at, the largest.
+
+    A random mixture of all earlier logits is differentiated by the embeddings of later tokens.
+    """
+    kept: list[Tensor] = []
+
+    def catch(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    handle = model.embed_tokens.register_forward_hook(catch)
+    try:
+        logits = logits_of(model, random_tokens(model, 1, length, seed=2))
+    finally:
+        handle.remove()
+    generator = torch.Generator().manual_seed(3)
+    mixture = logits * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
+    n_leaks = n_pairs = 0
+    largest = 0.0
+    for cut in _cuts(length):
+        (grad,) = torch.autograd.grad(
+            mixture[:, :cut].sum(), kept[-1], retain_graph=True, allow_unused=True
+        )
+        n_pairs += length - cut
+        if grad is None:
+            continue
+        later = grad[0, cut:].abs().amax(dim=-1)  # (length - cut,)
+        n_leaks += int((later != 0).sum())  # NaN counts
+        largest = max(largest, later.max().item())
+    return n_leaks, n_pairs, largest
+
+
+@torch.no_grad()
+def _effect_of_later_tokens(model: LanguageModel, length: int) -> float:
+    """Largest change of earlier logits when all later tokens are replaced, over a few cuts.
+
+    Not held to the bit: other tokens send other numbers of rows to an expert, and a matrix product
+    of another size may round its rows otherwise.
+    """
+    tokens = random_tokens(model, 1, length, seed=4)
+    before = logits_of(model, tokens)
+    worst = 0.0
+    for cut in {length // 2, length - 1} - {0}:
+        changed = tokens.clone()
+        changed[:, cut:] = other_tokens(model, tokens[:, cut:], seed=5)
+        after = logits_of(model, changed)
+        worst = max(worst, relative_difference(before[:, :cut], after[:, :cut]))
+    return worst

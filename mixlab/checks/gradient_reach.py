@@ -1,0 +1,65 @@
+"""Does training reach every parameter?"""
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.checks.base import CheckContext, Finding, next_token_batch, random_tokens
+
+LENGTH = 32
+ROWS_PER_ROUND = 8
+MAX_ROUNDS = 8
+"""Rounds of random tokens; only what no round reaches counts as out of reach. An expert of average
+load takes hundreds of these tokens, and one of a hundredth of that still takes some."""
+
+
+def check_gradient_reach(context: CheckContext) -> Finding:
+    """After a small random move of all weights, so that gates which start at 0 hide nothing.
+
+    Stacks of matrices, such as experts, are looked at one by one.
+    """
+    model = context.probe()
+    model.train()
+    length = min(LENGTH, context.seq_len)
+    pieces = {name: torch.zeros(_n_pieces(p), dtype=torch.bool) for name, p in _trainable(model)}
+    n_rounds = n_tokens = 0
+    while n_rounds < MAX_ROUNDS and not all(reached.all() for reached in pieces.values()):
+        tokens = random_tokens(model, ROWS_PER_ROUND, length + 1, seed=11 + n_rounds)
+        context.accumulate(model, [next_token_batch(tokens)])
+        for name, parameter in _trainable(model):
+            if parameter.grad is not None:
+                pieces[name] |= _reached(parameter.grad)
+                parameter.grad = None
+        n_rounds, n_tokens = n_rounds + 1, n_tokens + ROWS_PER_ROUND * length
+    missing = [
+        f"{name}[{i}]" if len(reached) > 1 else name
+        for name, reached in pieces.items()
+        for i in (~reached).nonzero().flatten().tolist()
+    ]
+    n_pieces = sum(len(reached) for reached in pieces.values())
+    figures = {"missing": missing, "n_pieces": n_pieces, "n_tokens": n_tokens}
+    measured = f"{n_pieces - len(missing)} of {n_pieces} parameter tensors have a gradient"
+    if n_pieces == 0:
+        return Finding("not applicable", "no parameter takes gradients", "Nothing is trained.", {})
+    if not missing:
+        meaning = "Every part of the model is trained by the loss."
+        return Finding("pass", measured, meaning, figures)
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    meaning = (
+        f"The loss never changes {', '.join(missing[:3])}{more}: weights that are counted, stored "
+        "and said to be trained, but do nothing or stay as they are."
+    )
+    return Finding("fail", measured, meaning, figures)
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _n_pieces(parameter: Tensor) -> int:
+    return parameter.shape[0] if parameter.ndim > 2 else 1
+
+
+def _reached(grad: Tensor) -> Tensor:
+    """(n_pieces,) bool: some number of the piece has a finite gradient that is not zero."""
+    rows = grad.flatten(1) if grad.ndim > 2 else grad.reshape(1, -1)
+    return ((rows != 0) & rows.isfinite()).any(dim=1)

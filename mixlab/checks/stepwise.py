@@ -1,0 +1,47 @@
+"""Does writing token by token compute what training computes on whole sequences?"""
+
+import torch
+
+from mixlab.checks.base import (
+    ROUNDING,
+    CheckContext,
+    Finding,
+    logits_of,
+    random_tokens,
+    relative_difference,
+)
+
+LENGTH = 76
+"""Past 64, the usual chunk of chunked kernels, with room for steps on both sides."""
+N_STEPS = 6
+
+
+@torch.no_grad()
+def check_stepwise(context: CheckContext) -> Finding:
+    """Single tokens, then many at once, then single tokens, all through the state."""
+    model = context.probe()
+    length = min(LENGTH, context.seq_len)
+    tokens = random_tokens(model, 2, length, seed=6)
+    parallel = logits_of(model, tokens)
+    state = model.initial_state(2)
+    pieces = []
+    for piece in tokens.split(_lengths(length), dim=1):
+        out = model(piece, state)
+        state = out.state
+        pieces.append(out.logits)
+    difference = relative_difference(torch.cat(pieces, dim=1), parallel)
+    figures = {"difference": difference, "length": length}
+    measured = f"logits differ by {difference:.1e} of their size over {length} tokens"
+    if difference <= ROUNDING:
+        meaning = "Text is written by the same function that was trained."
+        return Finding("pass", measured, meaning, figures)
+    meaning = (
+        "What the model writes does not come from what was trained: its decoding state loses or "
+        "adds something. Losses may be right and samples still be noise."
+    )
+    return Finding("fail", measured, meaning, figures)
+
+
+def _lengths(length: int) -> list[int]:
+    steps = min(N_STEPS, length // 3)
+    return [1] * steps + [length - 2 * steps] + [1] * steps
