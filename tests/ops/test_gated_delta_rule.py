@@ -9,7 +9,7 @@ from mixlab.core.errors import BackendError
 from mixlab.ops.gated_delta_rule import chunked, gated_delta_rule, pick_backend
 from mixlab.ops.packing import Packing
 
-LENGTHS = [1, 7, 63, 64, 65, 130]  # one token, odd, around a chunk of 64, several chunks
+LENGTHS = [1, 7, 33, 63, 64, 65, 130]  # one token, odd, around chunks of 32 and 64, several
 CPU = torch.device("cpu")
 
 
@@ -112,9 +112,19 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     """Small blocks cut rows and chunks apart, large ones hold everything at once."""
     inputs = make_inputs(130, n_batch=3)
     want = run_with_gradients(inputs, "chunked")
-    for lanes in (1, 4, 8, 1000):
-        monkeypatch.setattr(chunked, "CPU_LANES", lanes)
+    for tokens in (1, 130, 300, 10**6):
+        monkeypatch.setattr(chunked, "CPU_TOKENS", tokens)
         assert_same(run_with_gradients(inputs, "chunked"), want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 32, 64, 200])
+def test_chunk_size_does_not_change_the_result(monkeypatch, chunk):
+    inputs = make_inputs(130, n_heads=4) | {"state": None}
+    packing = Packing(documents(2, 130))
+    want = run_with_gradients(inputs, "recurrent", packing=packing)
+    monkeypatch.setattr(chunked, "chunk_size", lambda k_dim, device: chunk)
+    got = run_with_gradients(inputs, "chunked", packing=packing)
+    assert_same(got, want, rtol=1e-9, atol=1e-11)
 
 
 def test_chunked_gradients_are_those_of_finite_differences():

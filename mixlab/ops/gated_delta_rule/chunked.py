@@ -33,10 +33,13 @@ from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.gated_delta_rule.blocks import Block, Plan, load_block
 from mixlab.ops.packing import Packing
 
-CHUNK = 64
-"""Most tokens of a chunk."""
-CPU_LANES = 32
-"""Chunks times heads worked on at once on a CPU, where intermediates should stay in the cache."""
+CPU_TOKENS = 2048
+"""Tokens times heads worked on at once on a CPU, where intermediates should stay in the cache."""
+
+
+def chunk_size(k_dim: int, device: torch.device) -> int:
+    """Most tokens of a chunk: on a CPU half the key width balances the two kinds of products."""
+    return 32 if device.type == "cpu" and k_dim <= 64 else 64
 
 
 def run_chunked(
@@ -48,10 +51,14 @@ def run_chunked(
     state: Tensor | None,  # (B, H, K, V)
     packing: Packing | None,
     normalize_qk: bool,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (B, T, H, V) and the state after the last token, (B, H, K, V)."""
+    """Outputs (B, T, H, V) and the state after the last token, (B, H, K, V).
+
+    `chunk` bounds the tokens of a chunk; None: `chunk_size`.
+    """
     n_tokens, out_dtype = q.shape[1], v.dtype
+    chunk = chunk or chunk_size(k.shape[-1], k.device)
     # As many chunks as needed, all of nearly one size: little padding, none at even lengths.
     n_chunks = -(-n_tokens // chunk)
     size = -(-n_tokens // n_chunks)
@@ -63,7 +70,8 @@ def run_chunked(
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, n_pad)) for x in (q, k, v))
         log_a, b = (F.pad(x, (0, 0, 0, n_pad)) for x in (log_a, b))
         ids = None if ids is None else torch.cat([ids, ids[:, -1:].expand(-1, n_pad)], dim=1)
-    plan = Plan(size, n_chunks, normalize_qk, CPU_LANES if q.device.type == "cpu" else 2**30)
+    lanes = CPU_TOKENS // size if q.device.type == "cpu" else 2**30
+    plan = Plan(size, n_chunks, normalize_qk, lanes)
     o, state = _Chunked.apply(q, k, v, log_a, b, state, ids, plan)
     return o[:, :n_tokens].to(out_dtype), state
 
