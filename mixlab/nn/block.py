@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from mixlab.core.config import Config
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS
+from mixlab.nn.channel_mixers.base import ChannelOutput
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
+from mixlab.nn.sequence_mixers.base import MixerOutput
 from mixlab.ops.packing import Packing
 
 
@@ -57,8 +59,21 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def forward(self, x: Tensor, state: Any = None, packing: Packing | None = None) -> BlockOutput:
+        x, state = self.mix_sequence(x, state, packing)
+        out = self.mix_channels(x)
+        return BlockOutput(out.y, state, out.aux_loss, out.metrics)
+
+    def mix_sequence(
+        self, x: Tensor, state: Any = None, packing: Packing | None = None
+    ) -> MixerOutput:
+        """The first half: the stream with what the sequence mixer adds to it.
+
+        The channel mixer then reads `channel_norm` of that.
+        """
         mixed = self.sequence_mixer(self.sequence_norm(x), state, packing)
-        x = x + self.dropout(mixed.y)
-        channel = self.channel_mixer(self.channel_norm(x))
-        x = x + self.dropout(channel.y)
-        return BlockOutput(x, mixed.state, channel.aux_loss, channel.metrics)
+        return MixerOutput(x + self.dropout(mixed.y), mixed.state)
+
+    def mix_channels(self, x: Tensor) -> ChannelOutput:
+        """The second half: the stream with what the channel mixer adds to it, and its figures."""
+        mixed = self.channel_mixer(self.channel_norm(x))
+        return mixed._replace(y=x + self.dropout(mixed.y))

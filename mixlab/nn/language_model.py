@@ -133,14 +133,18 @@ class LanguageModel(nn.Module):
             for block in self.blocks
         ]
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) tokens to the stream (B, T, D) that the first block reads."""
+        x = self.embed_tokens(tokens)
+        if self.cfg.scale_embeddings:
+            x = x * self.cfg.d_model**0.5
+        return self.dropout(x)
+
     def trunk(
         self, tokens: Tensor, state: list[Any] | None = None, packing: Packing | None = None
     ) -> Trunk:
         """Everything before the head: (B, T) tokens to (B, T, D)."""
-        x = self.embed_tokens(tokens)  # (B, T, D)
-        if self.cfg.scale_embeddings:
-            x = x * self.cfg.d_model**0.5
-        x = self.dropout(x)
+        x = self.embed(tokens)
         new_state: list[Any] = []
         aux_loss: Tensor | None = None
         metrics: dict[str, dict[str, Tensor]] = {}
