@@ -7,16 +7,14 @@ One process, one thread, the contenders in turn; processor time, medians, forwar
 convolution and gated norm: ours, and transformers' Qwen3NextGatedDeltaNet. 256 wide, 4 heads of 64.
 The second table holds 4,096 tokens against the length they are cut into.
 
-Findings, torch 2.13, transformers 5.23, one AVX-512 core of a shared machine (so take the ratios;
-they moved by about 0.3 between runs). Core: 256 1.7-2.1 x, 1024 1.8-2.2 x, 4096 3.6-4.2 x. Layer:
-1.4-1.75 x, 1.6-2.0 x, 2.1-2.7 x; about 50 of its 110 ms at 8 x 256 are projections, the same
-for both. Other ways to write the core, ms at the three shapes, transformers 91, 119, 396 beside:
-    all chunks at once, w and every decayed read kept for backward, chunks of 64:   56, 64, 129
-    the same in blocks of 32 chunks x heads:                                        51, 60, 138
-    blocks, only T, w and states kept, chunks of 64 (transformers 99, 127, 458):    52, 68, 103
-    the same, chunks of 32 (what is used for key widths up to 64):                  46, 58, 110
-The inverse from powers of A (doubling) is faster still, but overflows for repeated keys with
-beta near 2; the triangular solve is exact there.
+Findings, torch 2.13, transformers 5.23, one AVX-512 core of a busy shared machine (take the ratios;
+they moved between runs). Core: 1.7-2.1 x at 256, 1.8-2.2 x at 1024, 3.6-4.2 x at 4096. Layer:
+1.4-1.8 x (the low end while other work ran), 1.9-2.0 x, 2.1-2.7 x; about 50 of its 110 ms at
+8 x 256 are projections, the same for both. Other ways to write the core, ms at the three shapes:
+    all chunks at once, much kept for backward (transformers 91, 119, 396):       63, 70, 174
+    the same in blocks of 32 chunks x heads:                                      46, 60, 131
+    blocks, little kept, the rest made again, chunks of 64 (99, 127, 458):        52, 68, 103
+    the same, chunks of 32 (used for key widths up to 64):                        46, 58, 110
 """
 
 import argparse
