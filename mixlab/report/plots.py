@@ -4,7 +4,6 @@ Drawn with matplotlib's objects (no pyplot: no display, no global state). The sa
 same bytes.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,12 +18,24 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from mixlab.core import units
 from mixlab.core.json_files import write_bytes_atomically
 from mixlab.core.run_dir import Columns, RunDir
+from mixlab.report.panel import (
+    FAINT,
+    INK,
+    N_DRAWN,
+    end_label,
+    headline,
+    name_panel,
+    png,
+    say_empty,
+    say_unit,
+    step_axis,
+    style,
+    token_axis,
+)
 from mixlab.report.series import Floats, Series, envelope, series, smooth, thin, where
 
 # Okabe and Ito's palette: told apart by colour-blind readers, and by their lightness in print.
 _TRAIN, _VALIDATION, _EMA, _ACCURACY = "#0072B2", "#D55E00", "#CC79A7", "#009E73"
-_INK, _FAINT, _GRID = "#222222", "#777777", "#E6E6E6"
-_N_DRAWN = 2000  # points per line; more cannot be told apart at this size
 
 
 class Context(NamedTuple):
@@ -55,13 +66,6 @@ def context_lines(summary: Mapping[str, Any]) -> list[Context]:
     ]
 
 
-def png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # matplotlib puts its version into the file; without it equal pictures are equal bytes.
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def training_curves(
     metrics: Columns,
     evals: Columns,
@@ -80,64 +84,55 @@ def training_curves(
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02, hspace=0.03)
     grid = figure.subplots(2, 2)
-    _headline(figure, title, n_params, metrics, evals)
+    headline(figure, title, _facts(n_params, metrics, evals))
     for ax in grid.flat:
-        _style(ax)
+        style(ax)
 
     smoothed = smooth(train, max(1, len(train.x) // 60))
     _train_panel(grid[0, 0], train, smoothed)
     loss, accuracy, perplexity = grid[0, 1], grid[1, 0], grid[1, 1]
-    _name(loss, "Validation loss", "nats per token")
+    name_panel(loss, "Validation loss", "nats per token")
     _context(loss, _draw(loss, by_weights, "loss_nats", _VALIDATION), context)
-    _name(accuracy, "Validation accuracy", "next token right")
+    name_panel(accuracy, "Validation accuracy", "next token right")
     _percent_axis(accuracy, _draw(accuracy, by_weights, "accuracy", _ACCURACY))
-    _name(perplexity, "Validation perplexity", "log scale")
+    name_panel(perplexity, "Validation perplexity", "log scale")
     _log_axis(perplexity, _draw(perplexity, by_weights, "perplexity", _VALIDATION))
 
     x_end = max([0.0, *train.x, *series(validation, "tokens", "loss_nats").x])
     for ax in grid.flat:
-        _token_axis(ax, x_end)
+        token_axis(ax, x_end)
     for ax in grid[0]:
-        _step_axis(ax, series(metrics, "tokens", "step"))
+        step_axis(ax, series(metrics, "tokens", "step"))
     return figure
 
 
 # --- panels -------------------------------------------------------------------------------------
 
 
-def _headline(
-    figure: Figure, title: str, n_params: int | None, metrics: Columns, evals: Columns
-) -> None:
-    short = title if len(title) <= 48 else f"{title[:45]}..."
+def _facts(n_params: int | None, metrics: Columns, evals: Columns) -> str:
     facts = []
     if n_params:
         facts.append(f"{units.count(n_params)} parameters")
     for name in ("tokens", "step"):
         last = [v for v in (metrics.get(name) or evals.get(name) or []) if v is not None][-1:]
         facts.extend(f"{units.count(v)} {name.rstrip('s')}{'' if v == 1 else 's'}" for v in last)
-    # A `$` in a run's name is no formula.
-    figure.suptitle(
-        short, x=0.012, ha="left", fontsize=15, weight="bold", color=_INK, parse_math=False
-    )
-    figure.text(
-        0.988, 0.985, ",  ".join(facts), ha="right", va="top", fontsize=11, color=_FAINT
-    )  # fmt: skip
+    return ",  ".join(facts)
 
 
 def _train_panel(ax: Axes, train: Series, smoothed: Series) -> None:
-    _name(ax, "Training loss", "nats per token; faint: single steps")
+    name_panel(ax, "Training loss", "nats per token; faint: single steps")
     if len(smoothed.x) == 0:
-        _say_empty(ax, "no training step yet" if len(train.x) == 0 else "no finite loss")
+        say_empty(ax, "no training step yet" if len(train.x) == 0 else "no finite loss")
         return
-    if len(train.x) <= _N_DRAWN:
+    if len(train.x) <= N_DRAWN:
         ax.plot(train.x, train.y, color=_TRAIN, alpha=0.25, linewidth=0.8)
     else:
-        x, low, high = envelope(train, _N_DRAWN // 2)
+        x, low, high = envelope(train, N_DRAWN // 2)
         ax.fill_between(x, low, high, color=_TRAIN, alpha=0.2, linewidth=0)
-    line = thin(smoothed, _N_DRAWN)
+    line = thin(smoothed, N_DRAWN)
     marker = "o" if len(line.x) < 3 else None
     ax.plot(line.x, line.y, color=_TRAIN, linewidth=1.8, marker=marker, clip_on=False)
-    _end_label(ax, line, f"{line.y[-1]:.2f}", _TRAIN)
+    end_label(ax, line, f"{line.y[-1]:.2f}", _TRAIN)
     _mark_non_finite(ax, train)
 
 
@@ -149,13 +144,13 @@ def _draw(ax: Axes, by_weights: Mapping[str, Columns], key: str, color: str) -> 
         if len((line := _capped(series(rows, "tokens", key))).finite.x)
     }
     if not lines:
-        _say_empty(ax, "no evaluation yet")
+        say_empty(ax, "no evaluation yet")
         return np.array([])
     ends = []
     for kind, line in lines.items():
         shade = _EMA if kind == "ema" else color
         marker = "o" if len(line.x) <= 40 else None
-        kept = thin(line, _N_DRAWN)
+        kept = thin(line, N_DRAWN)
         ax.plot(
             kept.x, kept.y, color=shade, linewidth=1.8, marker=marker, markersize=4.5, clip_on=False
         )
@@ -168,7 +163,7 @@ def _draw(ax: Axes, by_weights: Mapping[str, Columns], key: str, color: str) -> 
     ends.sort(key=lambda end: end[0].y[-1])
     for rank, (line, text, shade) in enumerate(ends):
         shift = 0 if len(ends) == 1 else (-6, 6)[rank]
-        _end_label(ax, line, text, shade, shift)
+        end_label(ax, line, text, shade, shift)
     for line in lines.values():
         _mark_non_finite(ax, line)
     return np.concatenate([line.finite.y for line in lines.values()])
@@ -190,14 +185,14 @@ def _context(ax: Axes, values: Floats, context: Sequence[Context]) -> None:
         if max(nats - high, low - nats, 0) > room:
             far.append(f"{label.partition(' (')[0]} {nats:.2f}")
             continue
-        ax.axhline(nats, color=_FAINT, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+        ax.axhline(nats, color=FAINT, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
         ax.annotate(
             f"{label} {nats:.2f}", (1, nats), xycoords=("axes fraction", "data"),
             xytext=(-4, 3), textcoords="offset points", ha="right", va="bottom",
-            fontsize=8.5, color=_FAINT,
+            fontsize=8.5, color=FAINT,
         )  # fmt: skip
     if far:
-        _say_unit(ax, f"{ax.get_title(loc='right')}; off scale: {', '.join(far)}")
+        say_unit(ax, f"{ax.get_title(loc='right')}; off scale: {', '.join(far)}")
     # Head room for the label of the highest line.
     bottom, top = ax.get_ylim()
     shown = [nats for _, nats in context if nats <= high + room]
@@ -208,48 +203,14 @@ def _mark_non_finite(ax: Axes, line: Series) -> None:
     bad = line.x[~np.isfinite(line.y)]
     if len(bad) == 0:
         return
-    ax.axvline(bad[0], color=_INK, linewidth=1, linestyle=":")
+    ax.axvline(bad[0], color=INK, linewidth=1, linestyle=":")
     ax.annotate(
         "not finite", (bad[0], 0.3), xycoords=("data", "axes fraction"), xytext=(3, 0),
-        textcoords="offset points", rotation=90, ha="left", va="top", fontsize=8.5, color=_INK,
+        textcoords="offset points", rotation=90, ha="left", va="top", fontsize=8.5, color=INK,
     )  # fmt: skip
 
 
-# --- parts of a panel ---------------------------------------------------------------------------
-
-
-def _style(ax: Axes) -> None:
-    ax.set_facecolor("white")
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        ax.spines[side].set_color(_FAINT)
-    ax.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=9)
-    ax.grid(axis="y", color=_GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-
-
-def _name(ax: Axes, name: str, unit: str) -> None:
-    ax.set_title(name, loc="left", fontsize=11.5, color=_INK, pad=8)
-    _say_unit(ax, unit)
-
-
-def _say_unit(ax: Axes, unit: str) -> None:
-    ax.set_title(unit, loc="right", fontsize=9, color=_FAINT, pad=8)
-
-
-def _say_empty(ax: Axes, text: str) -> None:
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", color=_FAINT, fontsize=11)
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
-
-
-def _end_label(ax: Axes, line: Series, text: str, color: str, shift: float = 0) -> None:
-    """The last value, beside the end of its line: read without a legend."""
-    ax.annotate(
-        text, (line.x[-1], line.y[-1]), xytext=(7, shift), textcoords="offset points",
-        ha="left", va="center", fontsize=10, weight="bold", color=color, annotation_clip=False,
-    )  # fmt: skip
+# --- axes of one quantity -----------------------------------------------------------------------
 
 
 def _percent_axis(ax: Axes, values: Floats) -> None:
@@ -277,43 +238,3 @@ def _log_axis(ax: Axes, values: Floats) -> None:
     ax.set_ylim(low, high)
     ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}" if y < 1e6 else f"{y:.0e}"))
-
-
-def _token_axis(ax: Axes, x_end: float) -> None:
-    ax.set_xlim(0, x_end or 1)
-    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if x_end else NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _short_count(x)))
-    ax.set_xlabel("tokens", fontsize=9, color=_FAINT)
-
-
-def _short_count(n: float) -> str:
-    """A round number of an axis: 500k, 1M, 1.5M."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.4g}{suffix}"
-    return f"{n:.4g}"
-
-
-def _step_axis(ax: Axes, steps: Series) -> None:
-    """Steps along the top edge, by the run's own pairs of tokens and steps."""
-    x, first = np.unique(steps.finite.x, return_index=True)
-    y = steps.finite.y[first]
-    if len(x) < 2 or np.any(np.diff(y) <= 0):
-        return
-    x, y = thin(Series(x, y), _N_DRAWN)
-    top = ax.secondary_xaxis(
-        "top", functions=(lambda v: _extended(v, x, y), lambda v: _extended(v, y, x))
-    )
-    top.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    top.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short_count(v)))
-    top.tick_params(colors=_FAINT, labelsize=8, length=2, pad=1)
-    top.spines["top"].set_visible(False)
-    top.set_xlabel("step", fontsize=8, color=_FAINT, labelpad=2)
-
-
-def _extended(v: Any, x: Any, y: Any) -> Any:
-    """Linear interpolation that goes on straight beyond both ends."""
-    v = np.asarray(v, dtype=float)
-    below = y[0] + (v - x[0]) * (y[1] - y[0]) / (x[1] - x[0])
-    above = y[-1] + (v - x[-1]) * (y[-1] - y[-2]) / (x[-1] - x[-2])
-    return np.where(v < x[0], below, np.where(v > x[-1], above, np.interp(v, x, y)))
