@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mixlab import __version__
-from mixlab.cli import doctor, extend, generate, listing, show, train
+from mixlab.cli import check, doctor, extend, generate, listing, show, train
 from mixlab.core.errors import LabError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -41,6 +41,7 @@ def _main(
       mixlab train quickstart          train a small model, about two minutes on a CPU
       mixlab list recipes              what else can be trained
       mixlab show quickstart           what a recipe is made of, and what it costs
+      mixlab check quickstart          proof that the model is what it claims to be
       mixlab generate runs/quickstart --prompt "def "
     """
 
@@ -48,6 +49,7 @@ def _main(
 app.command("train")(train.train)
 app.command("extend")(extend.extend)
 app.command("show")(show.show)
+app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
 app.command("doctor")(doctor.doctor)

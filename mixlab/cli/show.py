@@ -10,6 +10,9 @@ def show(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Changes to try.")
     ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="The reduced form that `train --smoke` runs.")
+    ] = False,
     config: Annotated[bool, typer.Option("--config", help="Print the config as YAML.")] = False,
 ) -> None:
     """Explain a recipe: blocks, parameters, FLOPs per token, state, estimated memory.
@@ -24,9 +27,14 @@ def show(
 
     tune_process()
     from mixlab.cli.screen import print_show
-    from mixlab.jobs.show import describe_recipe
+    from mixlab.jobs.show import describe, describe_recipe
 
-    description = describe_recipe(recipe, list(overrides or []))
+    if smoke:
+        from mixlab.jobs.smoke import load_shrunk
+
+        description = describe(load_shrunk(recipe, list(overrides or [])))
+    else:
+        description = describe_recipe(recipe, list(overrides or []))
     if config:
         print(description.yaml, end="")
     else:

@@ -19,6 +19,10 @@ def train(
         Path | None,
         typer.Option(help="The run folder to create; default: runs/NAME, runs/NAME-2, ..."),
     ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option("--smoke", help="20 steps at a fraction of the size, to see that it runs."),
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")
     ] = None,
@@ -34,6 +38,7 @@ def train(
       mixlab train quickstart train.length="2M tokens" model.n_layers=6
       mixlab train quickstart data.corpus.kind=text data.corpus.path=book.txt
       mixlab train my-recipe.yaml --run-dir runs/first
+      mixlab train hybrid-sparse-17 --smoke
       mixlab train --resume runs/quickstart
     """
     from mixlab.cli.screen import open_screen
@@ -51,6 +56,8 @@ def train(
         )
     if at_step is not None and resume is None:
         raise LabError(f"--at-step {at_step}: expected together with --resume RUN.")
+    if smoke and resume is not None:
+        raise LabError("--smoke: expected without --resume, which keeps the run's own size.")
     if run_dir is not None and resume is not None:
         raise LabError(
             f"--run-dir {run_dir}: expected without --resume, which stays in the run's folder."
@@ -65,7 +72,12 @@ def train(
             )
         else:
             assert recipe is not None
-            result = start_run(recipe, words, run_dir=run_dir, screen=screen)
+            if smoke:
+                from mixlab.jobs.smoke import load_shrunk
+
+                result = start_run(load_shrunk(recipe, words), run_dir=run_dir, screen=screen)
+            else:
+                result = start_run(recipe, words, run_dir=run_dir, screen=screen)
     _finish(result)
 
 

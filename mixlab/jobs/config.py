@@ -1,6 +1,7 @@
 """The whole config of one run, and how a recipe becomes one."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -43,6 +44,8 @@ class RunConfig(Config):
     """What it writes at the end."""
     log: LogConfig = LogConfig()
     """Who else is told."""
+    checks: Literal["quick", "off"] = "quick"
+    """Before training, look in seconds whether the model is causal and sound; off: do not."""
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":

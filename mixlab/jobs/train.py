@@ -16,6 +16,7 @@ from mixlab.core.provenance import command_line, environment
 from mixlab.core.recipes import load_recipe
 from mixlab.core.run_dir import RunDir
 from mixlab.data.prepare import PreparedData
+from mixlab.jobs.check import check_before_training
 from mixlab.jobs.config import RunConfig, load_config
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
@@ -169,6 +170,7 @@ def run_sitting(
         session = open_session(config, data, hardware)
         command = command or command_line(sys.argv)
         _record_start(run, session, command, progress)
+        check_before_training(run, session, screen)
         mirrors = Mirrors.open(
             config.log.mirrors,
             MirroredRun(
