@@ -1,16 +1,15 @@
 """A tiny corpus, a tiny recipe, and two ways to run it: in this process, and as a command."""
 
 import os
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from fork_server import ForkServer
+from screens import Quiet
+from tiny_text import write_corpus
 
 RECIPE = """\
 about: A model so small that training it takes a moment.
@@ -34,42 +33,11 @@ train:
   optimizer: {{kind: adamw, lr: 0.01}}
   device: cpu
   precision: fp32
+  threads: 1
 eval: {{every: 4, n_tokens: 256, batch_size: 8}}
 checkpoint: {{every: 5}}
 sample: {{n: 1, max_new_tokens: 4}}
 """
-
-
-class Quiet:
-    """A screen that keeps what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.rows: list[dict[str, Any]] = []
-
-    @contextmanager
-    def task(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        yield lambda n: None
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def training(self, row: dict[str, Any], n_steps: int, eta_s: float | None) -> None:
-        self.rows.append(row)
-
-    def evaluation(self, row: dict[str, Any], context: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-
-def write_corpus(folder: Path, *, n_files: int = 40, n_words: int = 240, seed: int = 0) -> Path:
-    """Files of random words from one small vocabulary: no 13 of them in a row come twice."""
-    folder.mkdir(parents=True, exist_ok=True)
-    g = random.Random(seed)
-    words = ["".join(g.choices("abcdefghij", k=g.randint(1, 7))) for _ in range(80)]
-    for i in range(n_files):
-        lines = (" ".join(g.choices(words, k=9)) for _ in range(n_words // 9))
-        (folder / f"doc{i:02d}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
