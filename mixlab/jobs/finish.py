@@ -5,8 +5,10 @@ from typing import Any
 from mixlab.core.run_dir import RunDir
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
+from mixlab.jobs.experts import has_experts, write_expert_choice
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
+from mixlab.report.experts import write_experts_picture
 from mixlab.report.markdown import write_report
 from mixlab.report.plots import write_training_curves
 from mixlab.train.loop import Outcome
@@ -42,8 +44,12 @@ def finish(
             summary["test"] = session.evaluate("test")
         with screen.task("Writing samples", None):
             _write_samples(run, session, progress.step)
+        if has_experts(session):
+            with screen.task("Asking the experts which tokens they take", None):
+                write_expert_choice(run, session, progress.step)
     run.write_json("summary.json", summary)
     write_training_curves(run)
+    write_experts_picture(run)
     write_report(run)
     return summary
 
@@ -68,6 +74,7 @@ def finish_failed(run: RunDir, session: Session, error: str, command: str) -> No
     """Write summary.json, plots/ and report.md of a run that cannot go on."""
     run.write_json("summary.json", {"status": "failed", "error": error, **facts(session, command)})
     write_training_curves(run)
+    write_experts_picture(run)
     write_report(run)
 
 

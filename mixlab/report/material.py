@@ -26,6 +26,7 @@ class Material:
         self.environment: Facts = self._read(lambda: run.read_json("environment.json"))
         self.data: Facts = self._read(lambda: run.read_json("data.json"))
         self.summary: Facts = self._read(lambda: run.read_json("summary.json"))
+        self.experts: Facts = self._read(lambda: run.read_json("experts.json"))
         self.metrics: Columns = self._read(run.metrics)
         self.evals: Columns = self._read(run.evals)
         self.samples: list[Facts] = self._read(lambda: run.read_jsonl("samples.jsonl"), [])
