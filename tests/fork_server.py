@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import json, os, signal, sys
+import json, os, resource, signal, sys
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.figure, matplotlib.pyplot
@@ -52,6 +52,10 @@ def child(request):
     sys.argv = ["mixlab", *request["argv"]]
     if request["die_at"]:
         die_at(request["die_at"])
+    if request["file_bytes"]:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], limits[1]))
     try:
         mixlab.cli.main.main()
     except SystemExit as error:
@@ -140,9 +144,19 @@ class ForkServer:
         return self._read()
 
     def start(
-        self, argv: Sequence[object], *, cwd: Path, die_at: int | None = None, **env: str
+        self,
+        argv: Sequence[object],
+        *,
+        cwd: Path,
+        die_at: int | None = None,
+        file_bytes: int | None = None,
+        **env: str,
     ) -> Command:
-        """Start `mixlab ARGV...`; with `die_at` it kills itself at that file operation."""
+        """Start `mixlab ARGV...`.
+
+        With `die_at` it kills itself at that file operation; with `file_bytes` the system lets no
+        file grow beyond that.
+        """
         self._n += 1
         stdout, stderr = (self._folder / f"{self._n}.{name}" for name in ("out", "err"))
         pid = self.ask(
@@ -153,6 +167,7 @@ class ForkServer:
                 "stdout": str(stdout),
                 "stderr": str(stderr),
                 "die_at": die_at,
+                "file_bytes": file_bytes,
             }
         )
         return Command(self, pid, stdout, stderr)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from mixlab.core.errors import LabError
 from mixlab.data.batch import Batch
@@ -161,6 +162,7 @@ def train(
             model.train()
         has_stalled = _has_stalled(plan, progress)
         if is_save or is_best or has_stalled:
+            _require_finite_weights(model, progress.step)
             recorder.checkpoint(now(progress), is_best=is_best)
         meter.restart(progress.tokens)
         if has_stalled and not is_last:
@@ -168,6 +170,14 @@ def train(
         if wants_stop and not is_last:
             return Outcome(now(progress), "interrupted")
     return Outcome(now(progress), "finished")
+
+
+def _require_finite_weights(model: LanguageModel, step: int) -> None:
+    """An update can spoil the weights after a loss that was still good; that is never saved."""
+    if not nn.utils.get_total_norm([p.detach() for p in model.parameters()]).isfinite():
+        raise NonFiniteLossError(
+            f"step {step}: this update made weights that are not finite, though its loss was."
+        )
 
 
 def _micro_batches(loader: Loader, cfg: TrainConfig, position: int) -> Iterator[Batch]:
