@@ -73,7 +73,7 @@ class CheckContext:
     build: Callable[[], LanguageModel]
     """A new model on the CPU with its first weights, the same at every call, noise switched off."""
     seq_len: int
-    """Tokens of a real sequence; the longest that is tried."""
+    """Tokens of a real sequence, for causality; other checks have lengths of their own."""
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     """Whose updates must not be rounded away."""
     loader: Loader | None = None

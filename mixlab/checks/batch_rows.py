@@ -23,7 +23,7 @@ LENGTH = 24
 def check_batch_rows(context: CheckContext) -> Finding:
     """A row alone, with other mates, in another order; in training and in evaluation mode."""
     model = context.probe()
-    tokens = random_tokens(model, N_ROWS, min(LENGTH, context.seq_len), seed=7)
+    tokens = random_tokens(model, N_ROWS, LENGTH, seed=7)
     figures = {}
     for mode in ("training", "evaluation"):
         model.train(mode == "training")

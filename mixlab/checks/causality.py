@@ -28,7 +28,7 @@ def check_causality(context: CheckContext) -> Finding:
     model = context.probe()
     # Training mode: routing with a capacity, for one, may differ from evaluation.
     model.train()
-    n_leaks, n_pairs, largest = _gradient_leaks(model, min(SHORT, context.seq_len))
+    n_leaks, n_pairs, largest = _gradient_leaks(model, SHORT)
     effect = _effect_of_later_tokens(model, context.seq_len)
     has_passed = n_leaks == 0 and effect <= ROUNDING
     figures = {
@@ -56,7 +56,7 @@ def check_causality(context: CheckContext) -> Finding:
 def _cuts(length: int) -> list[int]:
     """Lengths of the earlier part: both ends, and places between."""
     places = torch.linspace(1, length - 1, N_CUTS).round().long()
-    return sorted(set(places.tolist())) if length > 1 else []
+    return sorted(set(places.tolist()))
 
 
 def _gradient_leaks(model: LanguageModel, length: int) -> tuple[int, int, float]:

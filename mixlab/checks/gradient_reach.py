@@ -19,17 +19,16 @@ def check_gradient_reach(context: CheckContext) -> Finding:
     """
     model = context.probe()
     model.train()
-    length = min(LENGTH, context.seq_len)
     pieces = {name: torch.zeros(_n_pieces(p), dtype=torch.bool) for name, p in _trainable(model)}
     n_rounds = n_tokens = 0
     while n_rounds < MAX_ROUNDS and not all(reached.all() for reached in pieces.values()):
-        tokens = random_tokens(model, ROWS_PER_ROUND, length + 1, seed=11 + n_rounds)
+        tokens = random_tokens(model, ROWS_PER_ROUND, LENGTH + 1, seed=11 + n_rounds)
         context.accumulate(model, [next_token_batch(tokens)])
         for name, parameter in _trainable(model):
             if parameter.grad is not None:
                 pieces[name] |= _reached(parameter.grad)
                 parameter.grad = None
-        n_rounds, n_tokens = n_rounds + 1, n_tokens + ROWS_PER_ROUND * length
+        n_rounds, n_tokens = n_rounds + 1, n_tokens + ROWS_PER_ROUND * LENGTH
     missing = [
         f"{name}[{i}]" if len(reached) > 1 else name
         for name, reached in pieces.items()

@@ -23,7 +23,7 @@ def check_unigram(context: CheckContext) -> Finding:
     if context.trained is not None:
         return _trained(context.trained)
     model = context.build().eval()
-    tokens = random_tokens(model, N_ROWS, min(LENGTH, context.seq_len) + 1, seed=70)
+    tokens = random_tokens(model, N_ROWS, LENGTH + 1, seed=70)
     loss = float(token_nats(model, tokens[:, :-1], tokens[:, 1:]).mean())
     ln_vocab = math.log(vocab_size(model))
     figures = {"initial_loss_nats": loss, "ln_vocab_nats": ln_vocab}

@@ -28,7 +28,7 @@ UNTRAINED_FRAC = 0.1
 """A loss that is above the unigram entropy by more than this share of the way to ln V has not
 learned what could be told from ignoring the input."""
 
-N_STEPS = 60
+N_STEPS = 40
 LENGTH = 32
 TASK_TOKENS = 16
 """Tokens of the made-up task: each is followed by one other, always the same. So many fit into
@@ -45,15 +45,14 @@ def check_input_use(context: CheckContext) -> Finding:
     model = context.build()
     successor = torch.randperm(TASK_TOKENS, generator=new_generator(80))
     optimizer = AdamWConfig(lr=3e-3, weight_decay=0.0).build(model.named_parameters())
-    length = min(LENGTH, context.seq_len)
     model.train()
     for step in range(N_STEPS):
-        batch = next_token_batch(_walks(successor, 8, length + 1, seed=81 + step))
+        batch = next_token_batch(_walks(successor, 8, LENGTH + 1, seed=81 + step))
         context.accumulate(model, [batch])
         optimizer.step(min(1.0, (step + 1) / 10))
         optimizer.zero_grad()
     model.eval()
-    tokens = _walks(successor, N_WINDOWS, length + 1, seed=79)
+    tokens = _walks(successor, N_WINDOWS, LENGTH + 1, seed=79)
     batch = next_token_batch(tokens)
     generator = new_generator(78)
     replaced = torch.randint(0, TASK_TOKENS, batch.tokens.shape, generator=generator)

@@ -25,10 +25,9 @@ def check_loss_mean(context: CheckContext) -> Finding:
     differ.
     """
     model = context.probe()
-    length = min(LENGTH, context.seq_len)
-    batch = next_token_batch(random_tokens(model, sum(SPLITS[0]), length + 1, seed=50))
+    batch = next_token_batch(random_tokens(model, sum(SPLITS[0]), LENGTH + 1, seed=50))
     for row in range(batch.targets.shape[0]):
-        batch.targets[row, : row * length // 5] = IGNORE
+        batch.targets[row, : row * LENGTH // 5] = IGNORE
     whole, *others = [_gradient(context, model, batch, rows) for rows in SPLITS]
     worst = max((other - whole).norm().item() for other in others) / whole.norm().item()
     figures = {"difference": worst}

@@ -20,22 +20,15 @@ LENGTHS = (37, 1, 2, 30)
 def check_packing(context: CheckContext) -> Finding:
     """Each document packed with others, against alone, and with the first one replaced."""
     model = context.probe()
-    n_tokens = min(sum(LENGTHS), context.seq_len)
-    lengths = _fit(n_tokens)
-    if len(lengths) < 2:
-        return Finding(
-            "not applicable", f"a sequence has {n_tokens} tokens only",
-            "There is no room for two documents.", {"seq_len": context.seq_len},
-        )  # fmt: skip
-    segments = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
-    tokens = random_tokens(model, 1, n_tokens, seed=20)
-    alone = torch.cat([logits_of(model, piece) for piece in tokens.split(lengths, dim=1)], dim=1)
+    segments = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None]
+    tokens = random_tokens(model, 1, sum(LENGTHS), seed=20)
+    alone = torch.cat([logits_of(model, piece) for piece in tokens.split(LENGTHS, dim=1)], dim=1)
     packed = logits_of(model, tokens, segments)
     changed = tokens.clone()
-    changed[:, : lengths[0]] = other_tokens(model, tokens[:, : lengths[0]], seed=21)
+    changed[:, : LENGTHS[0]] = other_tokens(model, tokens[:, : LENGTHS[0]], seed=21)
     after = logits_of(model, changed, segments)
     against_alone = relative_difference(packed, alone)
-    effect = relative_difference(packed[:, lengths[0] :], after[:, lengths[0] :])
+    effect = relative_difference(packed[:, LENGTHS[0] :], after[:, LENGTHS[0] :])
     figures = {"against_alone": against_alone, "effect_of_first_document": effect}
     measured = (
         f"packed and alone differ by {against_alone:.1e} of the logits' size; replacing the first "
@@ -50,12 +43,3 @@ def check_packing(context: CheckContext) -> Finding:
         "not exist."
     )
     return Finding("fail", measured, meaning, figures)
-
-
-def _fit(n_tokens: int) -> list[int]:
-    """The lengths that fit, shortest sequences included."""
-    if n_tokens == sum(LENGTHS):
-        return list(LENGTHS)
-    if n_tokens < 4:
-        return [n_tokens]
-    return [n_tokens - 3, 1, 2]

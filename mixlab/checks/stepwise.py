@@ -14,24 +14,24 @@ from mixlab.checks.base import (
 LENGTH = 76
 """Past 64, the usual chunk of chunked kernels, with room for steps on both sides."""
 N_STEPS = 6
+PIECES = [1] * N_STEPS + [LENGTH - 2 * N_STEPS] + [1] * N_STEPS
 
 
 @torch.no_grad()
 def check_stepwise(context: CheckContext) -> Finding:
     """Single tokens, then many at once, then single tokens, all through the state."""
     model = context.probe()
-    length = min(LENGTH, context.seq_len)
-    tokens = random_tokens(model, 2, length, seed=6)
+    tokens = random_tokens(model, 2, LENGTH, seed=6)
     parallel = logits_of(model, tokens)
     state = model.initial_state(2)
     pieces = []
-    for piece in tokens.split(_lengths(length), dim=1):
+    for piece in tokens.split(PIECES, dim=1):
         out = model(piece, state)
         state = out.state
         pieces.append(out.logits)
     difference = relative_difference(torch.cat(pieces, dim=1), parallel)
-    figures = {"difference": difference, "length": length}
-    measured = f"logits differ by {difference:.1e} of their size over {length} tokens"
+    figures = {"difference": difference, "length": LENGTH}
+    measured = f"logits differ by {difference:.1e} of their size over {LENGTH} tokens"
     if difference <= ROUNDING:
         meaning = "Text is written by the same function that was trained."
         return Finding("pass", measured, meaning, figures)
@@ -40,8 +40,3 @@ def check_stepwise(context: CheckContext) -> Finding:
         "adds something. Losses may be right and samples still be noise."
     )
     return Finding("fail", measured, meaning, figures)
-
-
-def _lengths(length: int) -> list[int]:
-    steps = min(N_STEPS, length // 3)
-    return [1] * steps + [length - 2 * steps] + [1] * steps

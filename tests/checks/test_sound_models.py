@@ -1,0 +1,96 @@
+"""No sound model is flagged: every registered mixer, over several seeds."""
+
+import pytest
+import torch
+from broken_models.splits import by_document
+from tiny_models import CHANNEL_MIXERS, SEQUENCE_MIXERS, context, sound_model
+
+from mixlab.checks import CHECKS, TrainedModel, run_checks
+from mixlab.checks.stream import MadeUpShards
+from mixlab.data.loader import Loader
+from mixlab.nn.channel_mixers import CHANNEL_MIXERS as REGISTERED_CHANNEL
+from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS as REGISTERED_SEQUENCE
+from mixlab.train.optimizers import OPTIMIZERS
+
+PAIRS = [(sequence, "mlp") for sequence in SEQUENCE_MIXERS]
+PAIRS += [("attention", channel) for channel in CHANNEL_MIXERS if channel != "mlp"]
+PAIRS += [("gated_deltanet", "moe")]
+TRAINING = ("input-use",)  # takes most of the time, so one seed must do
+
+
+def failures(results):
+    return [f"{r.name}: {r.finding}" for r in results if r.verdict == "fail"]
+
+
+def test_every_registered_mixer_is_among_them():
+    assert {m["kind"] for m in SEQUENCE_MIXERS.values()} == set(REGISTERED_SEQUENCE)
+    assert {m["kind"] for m in CHANNEL_MIXERS.values()} == set(REGISTERED_CHANNEL)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("sequence", "channel"), PAIRS)
+def test_passes_all_checks(sequence, channel, seed):
+    checks = [c for name, c in CHECKS.items() if seed == 0 or name not in TRAINING]
+    subject = context(
+        lambda: sound_model(sequence, channel, seed),
+        loader=Loader(MadeUpShards(500, 61, seed), 32, seed),
+        splits=by_document(seed),
+    )
+    results = run_checks(checks, subject)
+    assert not failures(results)
+    assert {r.verdict for r in results} == {"pass"}
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 5])
+def test_short_sequences_are_no_fault(seq_len):
+    assert not failures(run_checks(list(CHECKS.values()), context(seq_len=seq_len)))
+
+
+def test_untied_head_and_scaled_embeddings_pass():
+    def build():
+        return sound_model(tie_embeddings=False, scale_embeddings=True)
+
+    assert not failures(run_checks(list(CHECKS.values()), context(build)))
+
+
+@pytest.mark.parametrize("kind", list(OPTIMIZERS))
+@pytest.mark.parametrize("lr", [1e-5, 1e-2])
+def test_float32_weights_take_the_updates_of_every_optimizer(kind, lr):
+    optimizer = OPTIMIZERS[kind](lr=lr)
+    (result,) = run_checks([CHECKS["master-weights"]], context(optimizer=optimizer))
+    assert result.verdict == "pass", result.finding
+
+
+def test_a_trained_model_passes_what_is_asked_of_runs():
+    """Trained on a text in which every token is followed by one other."""
+    shards = MadeUpShards(4000, 61, seed=0)
+    shards.tokens = (torch.arange(4000) * 7 % 61).numpy()
+    shards.eos_id = 10_000
+    loader = Loader(shards, 32, seed=0)
+    model = sound_model()
+    optimizer = OPTIMIZERS["adamw"](lr=5e-3).build(model.named_parameters())
+    subject = context()
+    for step in range(60):
+        subject.accumulate(model, [loader.batch(8 * step, 8)])
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+    run = TrainedModel(model.eval(), loader, 1.0, 2.0, 4.1, 4.11)
+    checks = [CHECKS["input-use"], CHECKS["unigram"]]
+    results = run_checks(checks, context(trained=run))
+    assert [r.verdict for r in results] == ["pass", "pass"], failures(results)
+
+
+def test_the_random_state_and_the_model_stay_as_they_are():
+    model = sound_model("gated_deltanet", "moe with bias")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    state = torch.get_rng_state()
+    run_checks(list(CHECKS.values()), context(lambda: sound_model("attention", "moe")))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+def test_the_same_figures_every_time():
+    first, second = (
+        [r.row() for r in run_checks(list(CHECKS.values()), context())] for _ in range(2)
+    )
+    assert first == second
