@@ -1,6 +1,7 @@
 """`mixlab generate`: let a trained model continue a text."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,9 @@ def generate(
 
     sampling = sampling_of(temperature=temperature, top_k=top_k, top_p=top_p)
     model = open_trained(run, checkpoint)
-    sys.stdout.write(prompt)
-    for piece in model.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+    pieces = model.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    first = next(pieces, "")  # an error comes before anything is printed
+    for piece in chain((prompt, first), pieces):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

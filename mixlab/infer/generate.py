@@ -33,6 +33,8 @@ def generate_tokens(
         raise LabError("prompt = '': expected at least one token to continue.")
     if max_new_tokens < 1:
         raise LabError(f"max_new_tokens = {max_new_tokens}: expected at least 1.")
+    if not 0 <= seed < 2**63:
+        raise LabError(f"seed = {seed}: expected a whole number from 0 to 2**63 - 1.")
     room = model.cfg.max_seq_len - len(prompt)
     if max_new_tokens > room:
         raise LabError(

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from mixlab.core.config import to_tree
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.screen import Screen
@@ -86,6 +88,7 @@ def restore(run: RunDir, session: Session, checkpoint: checkpoints.Checkpoint | 
     Without a checkpoint the run begins again, with empty logs.
     """
     if checkpoint is None:
+        torch.manual_seed(session.config.seed)  # whatever has been drawn since
         for name in LOGS:
             if run.jsonl_size(name):
                 run.truncate_jsonl(name, 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mixlab.core.config import decode, read_yaml
-from mixlab.core.errors import CheckpointError
+from mixlab.core.errors import CheckpointError, LabError
 from mixlab.core.run_dir import RunDir
 from mixlab.data.tokenizers.base import Tokenizer, load_tokenizer
 from mixlab.infer.generate import generate_tokens
@@ -32,8 +32,14 @@ class TrainedModel:
         """The continuation of `prompt`, in pieces of whole characters, as it is drawn.
 
         Raises:
-            LabError: the prompt is empty or too long.
+            LabError: the prompt is empty, too long, or not text.
         """
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise LabError(
+                f"prompt = {prompt!r}: expected UTF-8 text, which character {error.start} is not."
+            ) from None
         tokens = generate_tokens(
             self.model,
             self.tokenizer.encode(prompt),

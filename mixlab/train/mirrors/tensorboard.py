@@ -7,6 +7,8 @@ from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
 
 
 class TensorBoardMirrorConfig(MirrorConfig):
+    """Event files for TensorBoard in the run folder."""
+
     kind: Literal["tensorboard"] = "tensorboard"
 
     package: ClassVar[str] = "tensorboard"

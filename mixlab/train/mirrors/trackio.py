@@ -13,6 +13,8 @@ from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
 
 
 class TrackioMirrorConfig(MirrorConfig):
+    """A local trackio database."""
+
     kind: Literal["trackio"] = "trackio"
     project: str = "mixlab"
     """Project that the run is filed under."""

@@ -10,6 +10,8 @@ from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
 
 
 class WandbMirrorConfig(MirrorConfig):
+    """Weights & Biases, online or offline."""
+
     kind: Literal["wandb"] = "wandb"
     project: str = "mixlab"
     """Project that the run is filed under."""
