@@ -6,10 +6,15 @@ from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 from fork_server import ForkServer
 from screens import Quiet
 from tiny_text import write_corpus
+
+# A busy machine is no failure: no example has a deadline.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 RECIPE = """\
 about: A model so small that training it takes a moment.
