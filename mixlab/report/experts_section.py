@@ -95,8 +95,9 @@ def _choice(choice: Facts) -> str:
         f"Which tokens the experts take, over {units.count(number(choice.get('n_tokens')))} tokens "
         "of validation text. The bits are the mutual information of a token's class (such as "
         "number or line break) and its experts: 0 if every class goes to all experts alike. "
-        "Finitely many tokens give more than 0 even then; how much is told by dealing the classes "
-        "to the tokens at random, and what exceeds all of these trials is beyond chance (1 in 20). "
+        "Finitely many tokens give more than 0 even then: how much, is measured by dealing the "
+        "classes to the tokens at random; more than in any of these trials is beyond chance, at "
+        "odds of 19 to 1. "
         "An untrained router also sends like tokens to like experts, so a small share is no "
         "evidence of anything learnt."
     )
