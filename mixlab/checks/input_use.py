@@ -23,7 +23,8 @@ from mixlab.train.optimizers import AdamWConfig
 MIN_GAP_NATS = 0.05
 MIN_GAP_ERRORS = 4
 """The gap must be this many of its standard errors, and large enough to be of any use."""
-N_WINDOWS = 16
+N_WINDOWS, WINDOW = 16, 64
+"""Sequences, and the tokens at the head of each that are looked at: seconds for a large model."""
 UNTRAINED_FRAC = 0.1
 """A loss that is above the unigram entropy by more than this share of the way to ln V has not
 learned what could be told from ignoring the input."""
@@ -73,7 +74,7 @@ def _trained(run: TrainedModel) -> Finding:
     n_windows = min(N_WINDOWS, run.loader.n_windows)
     batches = list(run.loader.window_batches(n_windows, n_windows))
     device = run.model.embed_tokens.weight.device
-    batch = batches[0].to(device)
+    batch = Batch(*(part[:, :WINDOW] for part in batches[0])).to(device)
     known = int(batch.tokens.max()) + 1
     replaced = torch.randint(0, known, batch.tokens.shape, generator=new_generator(77)).to(device)
     limit = run.unigram_entropy_nats

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 from mixlab.data.batch import IGNORE
 from mixlab.ops.packing import Packing
 
+CHUNK_LOGITS = 2**22
+"""Logits that are held at once: 32 MB."""
+
 
 @torch.no_grad()
 def token_nats(
@@ -16,9 +19,18 @@ def token_nats(
     packing = None if segments is None else Packing(segments)
     h = model.trunk(tokens, None, packing).h.double().cpu().numpy()
     weight = model.head_weight.double().cpu().numpy()
-    logits = h @ weight.T  # (B, T, vocab)
-    top = logits.max(axis=-1, keepdims=True)
-    log_sum = top[..., 0] + np.log(np.exp(logits - top).sum(axis=-1))
     labels = targets.cpu().numpy()
-    picked = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    rows, row_labels = h.reshape(-1, h.shape[-1]), labels.ravel()
+    size = max(1, CHUNK_LOGITS // weight.shape[0])
+    nats = [
+        _row_nats(rows[i : i + size] @ weight.T, row_labels[i : i + size])
+        for i in range(0, len(rows), size)
+    ]
+    return np.concatenate(nats).reshape(labels.shape)
+
+
+def _row_nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    top = logits.max(axis=-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=-1))
+    picked = logits[np.arange(len(labels)), np.maximum(labels, 0)]
     return np.where(labels == IGNORE, np.nan, log_sum - picked)

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,15 @@ def _of_run(run: RunDir, screen: Screen, notes: list[str]) -> tuple[CheckContext
         if data is not None:
             notes.append("The run has no checkpoint: its first weights were checked.")
         return context, size
-    trained = open_trained(run.path, "last").model
+    loaded = open_trained(run.path, "last").model
+    device = loaded.embed_tokens.weight.device
+    weights = {name: tensor.cpu() for name, tensor in loaded.state_dict().items()}
+    whole = quiet(config.model)
+    trained = _with_weights(whole, config.seed, weights)().to(device).eval()
     facts = _trained_facts(run, config, data, trained)
     build = context.build
-    model, _ = _subject(config)
-    if model.d_model == config.model.d_model and model.n_layers == config.model.n_layers:
-        weights = {name: t.cpu() for name, t in trained.state_dict().items()}
-        build = _with_weights(model, config.seed, weights)
+    if _subject(config)[0] == whole:
+        build = _with_weights(whole, config.seed, weights)
     else:
         notes.append("Structure was checked on first weights; input-use and unigram on the run's.")
     return (
@@ -205,7 +207,9 @@ def _of_run(run: RunDir, screen: Screen, notes: list[str]) -> tuple[CheckContext
     )
 
 
-def _with_weights(model: LanguageModelConfig, seed: int, weights: dict[str, Any]) -> Any:
+def _with_weights(
+    model: LanguageModelConfig, seed: int, weights: dict[str, Any]
+) -> Callable[[], LanguageModel]:
     def build() -> LanguageModel:
         built = build_model(model, seed)
         built.load_state_dict(copy.deepcopy(weights), assign=True)  # in the dtype they were kept

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixlab.core.config import Config, Tree, decode, to_tree
 from mixlab.core.errors import Rule
@@ -46,6 +46,11 @@ class RunConfig(Config):
     """Who else is told."""
     checks: Literal["quick", "off"] = "quick"
     """Before training, look in seconds whether the model is causal and sound; off: do not."""
+
+    @field_validator("checks", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":

@@ -15,7 +15,7 @@ from mixlab.nn.pattern import Pattern
 
 D_MODEL, HEAD_DIM, D_FF, D_EXPERT, RANK = 64, 16, 128, 32, 16
 VOCAB_SIZE, SEQ_LEN, MAX_SEQ_LEN = 512, 64, 256
-N_STEPS, BATCH_SIZE, EVAL_TOKENS, NEW_TOKENS = 20, 4, 4096, 16
+N_STEPS, BATCH_SIZE, EVAL_TOKENS, NEW_TOKENS = 20, 4, 1024, 16
 MAX_RUN = 2
 """Neighbouring layers of one block that are kept: enough for a layer to follow its like."""
 
