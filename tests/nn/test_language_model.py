@@ -1,0 +1,168 @@
+"""The whole decoder: contract of its forward, its start, its rules."""
+
+import math
+
+import pytest
+import torch
+from tiny_mixers import CHANNEL, SEQUENCE
+
+from mixlab.core.config import decode
+from mixlab.core.errors import ConfigError
+from mixlab.nn.language_model import LanguageModelConfig, build_model
+from mixlab.ops.packing import Packing
+
+BLOCK = {
+    "sequence_mixer": {"kind": "attention", "n_heads": 2, "head_dim": 8},
+    "channel_mixer": {"kind": "mlp", "d_ff": 24},
+}
+TREE = {"vocab_size": 31, "d_model": 16, "n_layers": 2, "blocks": {"full": BLOCK}}
+MIXED = {
+    **TREE, "n_layers": 3, "pattern": ["linear", "latent", "full"],
+    "blocks": {
+        "full": BLOCK,
+        "linear": {
+            "sequence_mixer": {"kind": "gated_deltanet", **SEQUENCE["gated_deltanet"]["plain"]},
+            "channel_mixer": {"kind": "moe", **CHANNEL["moe"]["plain"]},
+        },
+        "latent": {
+            "sequence_mixer": {"kind": "mla", **SEQUENCE["mla"]["plain"]},
+            "channel_mixer": {"kind": "moe", **CHANNEL["moe"]["shared"]},
+        },
+    },
+}  # fmt: skip
+
+
+def build(tree, seed=0, **changes):
+    return build_model(decode(LanguageModelConfig, {**tree, **changes}), seed)
+
+
+def tokens(batch=2, length=9):
+    g = torch.Generator().manual_seed(3)
+    return torch.randint(31, (batch, length), generator=g)
+
+
+@pytest.fixture(params=["one kind", "mixed", "untied"])
+def model(request):
+    tree = {"one kind": TREE, "mixed": MIXED, "untied": {**TREE, "tie_embeddings": False}}
+    return build(tree[request.param]).double().eval()
+
+
+def test_is_causal(model):
+    x = tokens()
+    changed = x.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 31
+    before, after = model(x).logits, model(changed).logits
+    torch.testing.assert_close(after[:, :5], before[:, :5], rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(after[:, 5:], before[:, 5:])
+
+
+def test_decoding_equals_one_call(model):
+    x = tokens()
+    want = model(x).logits
+    state, found = model.initial_state(2), []
+    for piece in x.split([4, 1, 1, 1, 2], dim=1):
+        out = model(piece, state)
+        state = out.state
+        found.append(out.logits)
+    torch.testing.assert_close(torch.cat(found, 1), want, rtol=1e-9, atol=1e-11)
+    last = model(x[:, :6], model.initial_state(2), last_only=True).logits
+    torch.testing.assert_close(last, want[:, 5:6], rtol=1e-9, atol=1e-11)
+
+
+def test_packed_documents_are_as_if_alone(model):
+    x = tokens(1)
+    packed = model(x, None, Packing(torch.tensor([[0] * 4 + [1] * 5]))).logits
+    torch.testing.assert_close(packed[:, :4], model(x[:, :4]).logits, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(packed[:, 4:], model(x[:, 4:]).logits, rtol=1e-9, atol=1e-11)
+
+
+def test_starts_near_uniform(model):
+    """The first loss is ln V: nothing is known yet, and nothing is wrongly believed."""
+    logits = model(tokens(8, 16)).logits
+    loss = -logits.log_softmax(-1).mean()
+    assert float(loss) == pytest.approx(math.log(31), abs=0.5)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_other_draws_alone():
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    first = build(MIXED, seed=1)
+    assert torch.equal(torch.rand(3), want)
+    second, third = build(MIXED, seed=1), build(MIXED, seed=2)
+    for (name, a), b, c in zip(
+        first.named_parameters(), second.parameters(), third.parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert any(
+        not torch.equal(a, c) for a, c in zip(first.parameters(), third.parameters(), strict=True)
+    )
+    assert c is not None
+
+
+def test_depth_does_not_grow_the_stream():
+    """Residual writers shrink with depth, so 32 layers add about as much as 2."""
+    sizes = []
+    for n_layers in (2, 32):
+        model = build(TREE, n_layers=n_layers, d_model=32)
+        x = model.embed_tokens(tokens(4, 16)) * 50  # unit scale, as after some training
+        added = x
+        for block in model.blocks:
+            added = block(added).x
+        sizes.append(float((added - x).detach().std()))
+    assert sizes[1] < 2 * sizes[0]
+
+
+def test_tied_and_untied_heads():
+    tied, untied = build(TREE), build(TREE, tie_embeddings=False)
+    assert tied.head_weight is tied.embed_tokens.weight
+    assert untied.head_weight is untied.lm_head.weight
+    assert "lm_head.weight" not in dict(tied.named_parameters())
+
+
+def test_scaled_embeddings():
+    plain, scaled = build(TREE).eval(), build(TREE, scale_embeddings=True).eval()
+    with torch.no_grad():
+        plain.embed_tokens.weight.mul_(4.0)  # sqrt(16)
+        for model in (plain, scaled):
+            model.blocks = torch.nn.ModuleList()
+    h = [model.trunk(tokens()).h for model in (plain, scaled)]
+    torch.testing.assert_close(*h)
+
+
+def test_dropout_acts_in_training_only():
+    model = build(TREE, dropout=0.5)
+    x = tokens()
+    assert not torch.equal(model(x).logits, model(x).logits)
+    model.eval()
+    assert torch.equal(model(x).logits, model(x).logits)
+
+
+def test_auxiliary_losses_and_figures_are_collected():
+    out = build(MIXED).train().trunk(tokens())
+    assert out.aux_loss is not None and out.aux_loss.requires_grad
+    assert sorted(out.metrics) == ["layer_00", "layer_01"]
+    assert build(TREE).train().trunk(tokens()).aux_loss is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"pattern": ["ful"]}, "pattern = 'ful'"),
+        ({"pattern": {"block": "full", "at": [2]}}, "pattern.at"),
+        ({"blocks": {"a": BLOCK, "b": BLOCK}}, "pattern = None"),
+        ({"blocks": {"a": BLOCK, "b": BLOCK}, "pattern": ["a"]}, "blocks.b = 'unused'"),
+        ({"blocks": {}}, "blocks"),
+        ({"dropout": 1.0}, "dropout = 1.0"),
+        ({"n_layers": 0}, "n_layers = 0"),
+        ({"vocab_size": None}, "vocab_size"),
+        (
+            {"blocks": {"full": {**BLOCK, "channel_mixer": {"kind": "mpl"}}}},
+            "blocks.full.channel_mixer.kind = 'mpl'",
+        ),
+    ],
+)
+def test_rules(changes, start):
+    with pytest.raises(ConfigError) as error:
+        decode(LanguageModelConfig, {**TREE, **changes})
+    assert str(error.value).startswith(start)
