@@ -77,10 +77,10 @@ def test_packed_documents_are_as_if_alone(model):
 
 
 def test_starts_near_uniform(model):
-    """The first loss is ln V: nothing is known yet, and nothing is wrongly believed."""
+    """The first loss is near ln V; an untied head has logits of unit size, which cost 0.5 nats."""
     logits = model(tokens(8, 16)).logits
     loss = -logits.log_softmax(-1).mean()
-    assert float(loss) == pytest.approx(math.log(31), abs=0.5)
+    assert float(loss) == pytest.approx(math.log(31), abs=0.6)
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_other_draws_alone():
@@ -90,14 +90,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_other_draws_alone():
     first = build(MIXED, seed=1)
     assert torch.equal(torch.rand(3), want)
     second, third = build(MIXED, seed=1), build(MIXED, seed=2)
-    for (name, a), b, c in zip(
-        first.named_parameters(), second.parameters(), third.parameters(), strict=True
-    ):
-        assert torch.equal(a, b), name
-    assert any(
-        not torch.equal(a, c) for a, c in zip(first.parameters(), third.parameters(), strict=True)
-    )
-    assert c is not None
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.embed_tokens.weight, third.embed_tokens.weight)
 
 
 def test_depth_does_not_grow_the_stream():

@@ -1,0 +1,161 @@
+"""Cached decoding against running the whole text through at every step; draws by hand."""
+
+import pytest
+import torch
+
+from mixlab.core.config import decode
+from mixlab.core.errors import LabError
+from mixlab.infer.generate import generate_tokens
+from mixlab.infer.sampler import SamplingConfig, sample
+from mixlab.nn.language_model import LanguageModelConfig, build_model
+from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
+
+SIZES = {
+    "attention": {"n_heads": 2, "head_dim": 8},
+    "gated_deltanet": {"n_heads": 2, "head_dim": 8},
+    "mla": {
+        "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
+        "v_head_dim": 8,
+    },
+}  # fmt: skip
+GREEDY = SamplingConfig(temperature=0)
+V = 29
+
+
+def build(kind="attention", **settings):
+    tree = {
+        "vocab_size": V, "d_model": 16, "n_layers": 2, "max_seq_len": 24,
+        "blocks": {"only": {
+            "sequence_mixer": {"kind": kind, **SIZES[kind], **settings},
+            "channel_mixer": {"kind": "mlp", "d_ff": 24},
+        }},
+    }  # fmt: skip
+    model = build_model(decode(LanguageModelConfig, tree), 1)
+    with torch.no_grad():
+        model.embed_tokens.weight.mul_(20)  # spread the logits: no ties at the top
+    return model
+
+
+def run(model, prompt=(3, 1, 4, 1, 5), n=12, sampling=GREEDY, seed=0, **settings):
+    return list(
+        generate_tokens(model, prompt, max_new_tokens=n, sampling=sampling, seed=seed, **settings)
+    )
+
+
+def uncached(model, prompt, n):
+    tokens = list(prompt)
+    model.eval()
+    with torch.no_grad():
+        for _ in range(n):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("kind", list(SEQUENCE_MIXERS))
+def test_cached_greedy_equals_uncached_greedy(kind):
+    model = build(kind)
+    assert run(model) == uncached(model, [3, 1, 4, 1, 5], 12)
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_a_window_is_the_same_with_and_without_a_cache(window):
+    model = build(window=window)
+    assert run(model) == uncached(model, [3, 1, 4, 1, 5], 12)
+
+
+def test_a_prompt_of_one_token_and_the_longest_answer():
+    model = build()
+    assert run(model, [2], 23) == uncached(model, [2], 23)
+
+
+def test_seeds():
+    model, warm = build(), SamplingConfig(temperature=1.5)
+    first = run(model, sampling=warm, seed=1)
+    torch.manual_seed(99)
+    assert run(model, sampling=warm, seed=1) == first, "no other draw has a part in it"
+    assert run(model, sampling=warm, seed=2) != first
+
+
+def test_ends_before_eos():
+    model = build()
+    full = run(model)
+    eos = full[4]
+    assert run(model, eos_id=eos) == full[: full.index(eos)]
+
+
+def test_rows_without_a_token_are_never_drawn():
+    model, hot = build(), SamplingConfig(temperature=100.0)
+    for seed in range(5):
+        assert max(run(model, sampling=hot, seed=seed, n_known_tokens=7)) < 7
+
+
+def test_the_mode_is_put_back():
+    model = build().train()
+    run(model, n=2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "message"),
+    [([], 3, "at least one token"), ([1] * 20, 5, "at most 4 tokens"), ([1] * 30, 1, "at most 0"),
+     ([1], 0, "max_new_tokens = 0"), ([1], -3, "max_new_tokens = -3")],
+)  # fmt: skip
+def test_what_cannot_be_continued(prompt, n, message):
+    with pytest.raises(LabError, match=message):
+        run(build(), prompt, n)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range(seed):
+    with pytest.raises(LabError, match=r"seed = "):
+        run(build(), seed=seed)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
+
+
+def shares(n=4000, **settings):
+    """How often each token is drawn."""
+    logits = PROBS.log().expand(n, 4)
+    g = torch.Generator().manual_seed(0)
+    drawn = sample(logits, SamplingConfig(**settings), g)
+    return torch.bincount(drawn, minlength=4) / n
+
+
+@pytest.mark.parametrize(
+    ("settings", "want"),
+    [
+        ({"temperature": 1}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 1, "top_k": 1}, [1, 0, 0, 0]),
+        ({"temperature": 1, "top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 1, "top_k": 9}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 1, "top_p": 0.5}, [1, 0, 0, 0]),
+        ({"temperature": 1, "top_p": 0.51}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 1, "top_p": 0.75}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 1, "top_p": 0.76}, [5 / 9, 2.5 / 9, 1.5 / 9, 0]),
+        ({"temperature": 1, "top_p": 0.01}, [1, 0, 0, 0]),
+        ({"temperature": 1, "top_p": 1.0}, [0.5, 0.25, 0.15, 0.1]),
+        ({"temperature": 1, "top_k": 3, "top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),
+        ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
+    ],
+)
+def test_shares_by_hand(settings, want):
+    found = shares(**settings)
+    # Four standard deviations of a share drawn 4000 times.
+    assert found.tolist() == pytest.approx(want, abs=4 * (0.25 / 4000) ** 0.5)
+    assert all(share == 0 for share, expected in zip(found, want, strict=True) if expected == 0)
+
+
+def test_ties_at_the_edge_of_top_k_are_all_kept():
+    logits = torch.tensor([[1.0, 1.0, 1.0, 0.0]]).expand(600, 4)
+    drawn = sample(logits, SamplingConfig(top_k=2), torch.Generator().manual_seed(0))
+    assert sorted(drawn.unique().tolist()) == [0, 1, 2]
+
+
+def test_tiny_temperatures_do_not_overflow():
+    logits = torch.tensor([[3.0, -4.0, 2.0]])
+    cold = SamplingConfig(temperature=1e-30)
+    assert int(sample(logits, cold, torch.Generator().manual_seed(0))) == 0
