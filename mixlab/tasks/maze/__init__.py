@@ -1,0 +1,1 @@
+"""Mazes: own ones and the user's files."""

@@ -1,0 +1,50 @@
+"""Tasks by their names, as `Task.name` writes them: sudoku-dug-9x9-20-36, maze-10x10-path-12."""
+
+import re
+from typing import Any
+
+from mixlab.core.config import decode
+from mixlab.core.errors import LabError
+from mixlab.tasks import TASKS
+from mixlab.tasks.base import Task
+
+_FORMS: dict[str, tuple[str, str]] = {
+    "sudoku": (
+        r"sudoku-dug-(?P<size>\d+)x(?P=size)-(?P<low>\d+)-(?P<high>\d+)"
+        r"(-(?P<grade>naked|singles|search))?",
+        "sudoku-dug-6x6-16-22",
+    ),
+    "maze": (
+        r"maze-(?P<size>\d+)x(?P=size)-path-(?P<min_path>\d+)(-(?P<style>carved))?",
+        "maze-10x10-path-12",
+    ),
+    "arc_1d": (r"arc_1d-(?P<width>\d+)-demos-(?P<n_demos>\d+)", "arc_1d-16-demos-3"),
+    "reasoning-gym": (r"reasoning-gym-(?P<task>\w+)", "reasoning-gym-chain_sum"),
+}
+"""Kind -> the form of its names, and one of them."""
+
+
+def named_task(name: str) -> Task:
+    """The task that a name stands for, with defaults for what the name leaves open.
+
+    Raises:
+        LabError: the name has no known form.
+        ConfigError: it has, and asks for what cannot be made.
+    """
+    for kind, (form, _) in _FORMS.items():
+        match = re.fullmatch(form, name)
+        if match is not None:
+            return decode(TASKS[kind], {"kind": kind, **_settings(match)})
+    examples = ", ".join(example for _, example in _FORMS.values())
+    raise LabError(f"task = {name!r}: expected a name such as {examples}.")
+
+
+def _settings(match: re.Match[str]) -> dict[str, Any]:
+    found = {
+        key: int(value) if value.isdigit() else value
+        for key, value in match.groupdict().items()
+        if value is not None
+    }
+    if "low" in found:
+        found["blanks"] = [found.pop("low"), found.pop("high")]
+    return found

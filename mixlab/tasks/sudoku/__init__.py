@@ -1,0 +1,1 @@
+"""Sudoku: own puzzles and the user's files."""
