@@ -17,6 +17,7 @@ class Packing:
     def __init__(self, ids: Tensor) -> None:
         self.ids = ids
         self._masks: dict[int | None, Tensor] = {}
+        self._cu_seqlens: Tensor | None = None
 
     def is_start(self) -> Tensor:
         """(B, T) bool, true at the first token of a document; column 0 is always a start."""
@@ -35,9 +36,11 @@ class Packing:
 
         The length depends on the data, so on a GPU this waits for the device; kept after that.
         """
-        flat = self.is_start().flatten().nonzero().flatten()
-        end = flat.new_tensor([self.ids.numel()])
-        return torch.cat([flat, end]).to(torch.int32)
+        if self._cu_seqlens is None:
+            flat = self.is_start().flatten().nonzero().flatten()
+            end = flat.new_full((1,), self.ids.numel())
+            self._cu_seqlens = torch.cat([flat, end]).to(torch.int32)
+        return self._cu_seqlens
 
     def mask(self, window: int | None = None) -> Tensor:
         """(B, 1, T, T) bool, true where query t may look at key s: causal, same document, near."""
