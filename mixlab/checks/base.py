@@ -18,7 +18,7 @@ from mixlab.evals.language_modelling import evaluate
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.packing import Packing
 from mixlab.train.optimizers import AdamWConfig, OptimizerConfig
-from mixlab.train.step import accumulate_gradients
+from mixlab.train.language_modelling import accumulate_gradients
 
 Verdict = Literal["pass", "fail", "not applicable"]
 
@@ -87,18 +87,19 @@ class CheckContext:
     evaluate: Callable[..., Any] = evaluate
     """The evaluator that reported losses come from."""
 
-    def probe(self) -> LanguageModel:
+    def probe(self, *, seed: int = 1, noise_frac: float = 0.1) -> LanguageModel:
         """A float64 copy whose every weight is moved a little from where it starts.
 
         Weights that start at exactly 0 or 1, such as gates, could otherwise hide a fault.
+        `noise_frac` is the size of the move as a share of the tensor's own size.
         """
         model = self.build().double()
-        generator = new_generator(1)
+        generator = new_generator(seed)
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
                 rms = parameter.square().mean().sqrt()
-                parameter.add_(noise * torch.where(rms > 0, 0.1 * rms, 0.1))
+                parameter.add_(noise_frac * noise * torch.where(rms > 0, rms, 1.0))
         return model.eval()
 
 

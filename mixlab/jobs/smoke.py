@@ -99,7 +99,8 @@ def _attention(mixer: Tree, len_frac: float) -> None:
     mixer["n_kv_heads"] = kept if mixer["n_kv_heads"] is not None else None
     mixer["head_dim"] = _rotary_head_dim(mixer["head_dim"], mixer["rope_frac"])
     if mixer["window"] is not None:
-        mixer["window"] = max(1, round(mixer["window"] * len_frac))
+        # Not down to 1, which leaves queries and keys without effect.
+        mixer["window"] = max(min(mixer["window"], 2), round(mixer["window"] * len_frac))
 
 
 def _rotary_head_dim(head_dim: int, rope_frac: float) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from broken_models.splits import by_document
-from tiny_models import CHANNEL_MIXERS, SEQUENCE_MIXERS, context, sound_model
+from tiny_models import CHANNEL_MIXERS, SEQUENCE_MIXERS, context, sound_model, stack_of_all
 
 from mixlab.checks import CHECKS, TrainedModel, run_checks
 from mixlab.checks.stream import MadeUpShards
@@ -27,30 +27,40 @@ def test_every_registered_mixer_is_among_them():
     assert {m["kind"] for m in CHANNEL_MIXERS.values()} == set(REGISTERED_CHANNEL)
 
 
-@pytest.mark.parametrize("seed", range(3))
+def subject_of(build, seed):
+    loader = Loader(MadeUpShards(500, 61, seed), 32, seed)
+    return context(build, loader=loader, splits=by_document(seed))
+
+
 @pytest.mark.parametrize(("sequence", "channel"), PAIRS)
-def test_passes_all_checks(sequence, channel, seed):
-    checks = [c for name, c in CHECKS.items() if seed == 0 or name not in TRAINING]
-    subject = context(
-        lambda: sound_model(sequence, channel, seed),
-        loader=Loader(MadeUpShards(500, 61, seed), 32, seed),
-        splits=by_document(seed),
-    )
-    results = run_checks(checks, subject)
+def test_passes_all_checks(sequence, channel):
+    subject = subject_of(lambda: sound_model(sequence, channel), seed=0)
+    results = run_checks(list(CHECKS.values()), subject)
     assert not failures(results)
     assert {r.verdict for r in results} == {"pass"}
 
 
-@pytest.mark.parametrize("seq_len", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("channel", ["mlp", "moe"])
+def test_all_kinds_in_one_stack_pass_at_other_seeds(channel, seed):
+    checks = [entry for name, entry in CHECKS.items() if name not in TRAINING]
+    results = run_checks(checks, subject_of(lambda: stack_of_all(channel, seed), seed))
+    assert not failures(results)
+
+
+QUICK = [entry for entry in CHECKS.values() if entry.is_quick]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 5])
 def test_short_sequences_are_no_fault(seq_len):
-    assert not failures(run_checks(list(CHECKS.values()), context(seq_len=seq_len)))
+    assert not failures(run_checks(QUICK, context(seq_len=seq_len)))
 
 
 def test_untied_head_and_scaled_embeddings_pass():
     def build():
         return sound_model(tie_embeddings=False, scale_embeddings=True)
 
-    assert not failures(run_checks(list(CHECKS.values()), context(build)))
+    assert not failures(run_checks(QUICK, context(build)))
 
 
 @pytest.mark.parametrize("kind", list(OPTIMIZERS))
@@ -84,13 +94,11 @@ def test_the_random_state_and_the_model_stay_as_they_are():
     model = sound_model("gated_deltanet", "moe with bias")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     state = torch.get_rng_state()
-    run_checks(list(CHECKS.values()), context(lambda: sound_model("attention", "moe")))
+    run_checks(QUICK, context(lambda: sound_model("attention", "moe")))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 def test_the_same_figures_every_time():
-    first, second = (
-        [r.row() for r in run_checks(list(CHECKS.values()), context())] for _ in range(2)
-    )
+    first, second = ([r.row() for r in run_checks(QUICK, context())] for _ in range(2))
     assert first == second

@@ -52,5 +52,18 @@ def sound_model(sequence="attention", channel="mlp", seed=0, **changes) -> Langu
     return build_model(model_config(sequence, channel, **changes), seed)
 
 
+def stack_of_all(channel="mlp", seed=0) -> LanguageModel:
+    """One layer of every sequence mixer."""
+    blocks = {
+        name.replace(" ", "-"): {"sequence_mixer": mixer, "channel_mixer": CHANNEL_MIXERS[channel]}
+        for name, mixer in SEQUENCE_MIXERS.items()
+    }
+    tree = {
+        "vocab_size": 61, "d_model": 24, "n_layers": len(blocks), "blocks": blocks,
+        "pattern": list(blocks),
+    }  # fmt: skip
+    return build_model(decode(LanguageModelConfig, tree), seed)
+
+
 def context(build=sound_model, **changes) -> CheckContext:
     return CheckContext(build=build, seq_len=changes.pop("seq_len", 100), **changes)
