@@ -91,7 +91,9 @@ class PuzzleFiles(Config):
 
     def rows(self, split: str, seed: int) -> list[Row]:
         """Up to `max_rows` rows of the split's file, chosen and ordered by the seed."""
-        return _shuffled_rows(self.path(split), seed, self.max_rows)
+        path = self.path(split)
+        state = path.stat()
+        return _shuffled_rows(path, (state.st_size, state.st_mtime_ns), seed, self.max_rows)
 
     def homes(self, split: str, split_keys: list[bytes]) -> list[str]:
         """The split of each row: as the files say; of the training file a part is validation."""
@@ -102,7 +104,9 @@ class PuzzleFiles(Config):
 
 
 @lru_cache(maxsize=2)
-def _shuffled_rows(path: Path, seed: int, n: int) -> list[Row]:
+def _shuffled_rows(path: Path, state: tuple[int, int], seed: int, n: int) -> list[Row]:
+    """`state` is part of the cache's key, so that a changed file is read again."""
+
     def place(row: Row) -> bytes:
         return hashlib.blake2b(f"{seed}/{row.question}".encode(), digest_size=8).digest()
 

@@ -8,12 +8,14 @@ building; `prove_disjoint` shows it anew for two given sets, from the canonical 
 import hashlib
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -58,7 +60,7 @@ class TaskSet:
             with np.load(path, allow_pickle=False) as file:
                 inputs, labels = file["inputs"], file["labels"]
                 manifest = json.loads(file["manifest"].tobytes())
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is not a readable set of examples: {error}.") from None
         if manifest.get("task") != to_tree(task):
             raise DataError(

@@ -11,7 +11,8 @@ puzzles and the other way round, whatever the quality of the colours; that only 
 Source: individualisation and refinement as in McKay and Piperno, "Practical graph isomorphism, II"
 (J. Symbolic Computation, 2014), section 2. Ours: on the grid rather than on a graph, for a batch.
 
-Cost: about 0.15 ms per 9x9 puzzle in a batch.
+Cost: 0.05 ms per 9x9 puzzle in a batch; milliseconds for a grid with hardly a blank and many
+symmetries of its own.
 Shapes: `B` puzzles, `N` digits and side; cells are (B, N * N), in reading order.
 """
 
@@ -107,21 +108,17 @@ def _make_special(
     The first tie is that of the least colour among rows, or among columns if no rows tie: a choice
     that no symmetry changes. Returns the grid that each copy comes from, and the copies' colours.
     """
-    parents, copies = [], []
-    for i in range(len(colours)):
-        axis = 0 if not _all_differ(rows[i : i + 1])[0] else 1
-        lines = rows[i] if axis == 0 else cols[i]
-        ordered = np.sort(lines)
-        least_tie = ordered[1:][ordered[1:] == ordered[:-1]][0]
-        for line in np.flatnonzero(lines == least_tie):
-            copy = colours[i].copy()
-            cells = copy[line, :] if axis == 0 else copy[:, line]
-            cells[...] = mix(cells + _SPECIAL)
-            parents.append(i)
-            copies.append(copy)
-    if not copies:
-        return np.zeros(0, np.int64), np.zeros((0, *colours.shape[1:]), np.uint64)
-    return np.array(parents), np.stack(copies)
+    by_row = ~_all_differ(rows)
+    lines = np.where(by_row[:, None], rows, cols)
+    ordered = np.sort(lines, axis=1)
+    is_tie = ordered[:, 1:] == ordered[:, :-1]
+    least_tie = np.where(is_tie, ordered[:, 1:], np.uint64(2**64 - 1)).min(axis=1)
+    parents, line = np.nonzero(lines == least_tie[:, None])
+    copies = colours[parents]
+    in_rows, in_cols = np.flatnonzero(by_row[parents]), np.flatnonzero(~by_row[parents])
+    copies[in_rows, line[in_rows]] = mix(copies[in_rows, line[in_rows]] + _SPECIAL)
+    copies[in_cols, :, line[in_cols]] = mix(copies[in_cols, :, line[in_cols]] + _SPECIAL)
+    return parents, copies
 
 
 def _read(
