@@ -23,10 +23,21 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from mixlab.core.config import decode  # noqa: E402
 from mixlab.data.batch import Batch  # noqa: E402
 from mixlab.nn.language_model import LanguageModelConfig, build_model  # noqa: E402
+from mixlab.train.language_modelling import LanguageModelling, autocast  # noqa: E402
+from mixlab.train.objective import update as make_update  # noqa: E402
 from mixlab.train.optimizers import AdamWConfig  # noqa: E402
-from mixlab.train.step import autocast, train_step  # noqa: E402
 
 VOCAB, WIDTH, LAYERS, HEADS, D_FF, ROWS, LENGTH = 8192, 256, 6, 4, 704, 16, 256
+
+
+class Repeat:
+    """A loader of one batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def batch(self, position: int, n: int) -> Batch:
+        return self._batch
 
 
 def ours(batch: Batch, compute_dtype: torch.dtype | None, compiled: bool) -> Callable[[], None]:
@@ -48,15 +59,12 @@ def ours(batch: Batch, compute_dtype: torch.dtype | None, compiled: bool) -> Cal
             block.compile()
     optimizer = AdamWConfig().build(model.named_parameters())
 
+    objective = LanguageModelling(
+        model, Repeat(batch), batch_size=ROWS, compute_dtype=compute_dtype
+    )
+
     def update() -> None:
-        train_step(
-            model,
-            optimizer,
-            [batch],
-            lr_factor=1.0,
-            max_grad_norm=1.0,
-            compute_dtype=compute_dtype,
-        )
+        make_update(objective, optimizer, 0, lr_factor=1.0, max_grad_norm=1.0)
 
     return update
 

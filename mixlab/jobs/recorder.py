@@ -48,6 +48,9 @@ class RunRecorder:
         }
         if session.ema is not None:
             tensors["ema"] = session.ema.state_tensors()
+        carried = session.objective.state_tensors()
+        if carried:
+            tensors["objective"] = carried
         state = {
             "progress": asdict(progress),
             "log_bytes": {name: self._run.jsonl_size(name) for name in LOGS},
@@ -97,6 +100,7 @@ def restore(run: RunDir, session: Session, checkpoint: checkpoints.Checkpoint | 
     session.optimizer.load_state_tensors(checkpoint.tensors["optimizer"])
     if session.ema is not None:
         session.ema.load_state_tensors(checkpoint.tensors["ema"])
+    session.objective.load_state_tensors(checkpoint.tensors.get("objective", {}))
     restore_generators(checkpoint.tensors["generators"], {})
     for name in LOGS:
         run.truncate_jsonl(name, checkpoint.state["log_bytes"][name])

@@ -20,7 +20,9 @@ from mixlab.nn.budget import Budget, model_budget
 from mixlab.nn.language_model import LanguageModel, build_model
 from mixlab.train.config import TrainConfig
 from mixlab.train.ema import Ema, horizon_warning
+from mixlab.train.language_modelling import LanguageModelling
 from mixlab.train.loop import Plan
+from mixlab.train.objective import Objective, update
 from mixlab.train.optimizers.base import Optimizer
 
 Row = dict[str, Any]
@@ -65,6 +67,7 @@ class Session:
     optimizer: Optimizer
     ema: Ema | None
     loader: Loader
+    objective: Objective
     eval_loader: Loader
     n_eval_windows: int
     context: Row  # what to read a loss beside: ln V, unigram entropy
@@ -97,7 +100,6 @@ class Session:
             n_steps=n_steps,
             flops_per_token=self.budget.train_flops_per_token,
             peak_flops=measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
-            compute_dtype=self.hardware.compute_dtype,
             decay_start=train.schedule.decay_start(n_steps),
         )
 
@@ -111,6 +113,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
     if config.train.compile:
         for block in model.blocks:
             block.compile()
+    loader = Loader(data.split("train"), seq_len, config.seed)
     eval_loader = Loader(data.split("validation"), seq_len, config.seed)
     wanted = wanted_windows(config)
     n_eval_windows = min(wanted, eval_loader.n_windows)
@@ -135,7 +138,14 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         model=model,
         optimizer=config.train.optimizer.build(model.named_parameters()),
         ema=ema,
-        loader=Loader(data.split("train"), seq_len, config.seed),
+        loader=loader,
+        objective=LanguageModelling(
+            model,
+            loader,
+            batch_size=config.train.batch_size,
+            micro_batch_size=config.train.micro_batch_size,
+            compute_dtype=hardware.compute_dtype,
+        ),
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,
         context=context,
@@ -154,23 +164,18 @@ def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) 
     Two updates warm up, the median of the next five counts; evaluations are timed on a few
     batches and scaled.
     """
-    from mixlab.train.step import train_step
-
     session = open_session(config, data, hardware)
     train = config.train
-    size = train.micro_batch_size or train.batch_size
     times = []
     with torch.random.fork_rng():
         for i in range(7):
             start = time.perf_counter()
-            batches = [session.loader.batch(j * size, size) for j in range(train.n_micro_batches)]
-            metrics = train_step(
-                session.model,
+            metrics = update(
+                session.objective,
                 session.optimizer,
-                batches,
+                i * train.batch_size,
                 lr_factor=0.0,
                 max_grad_norm=train.max_grad_norm,
-                compute_dtype=hardware.compute_dtype,
             )
             float(metrics.loss_nats)  # waits for the device
             if i >= 2:

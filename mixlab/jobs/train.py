@@ -189,10 +189,9 @@ def run_sitting(
         try:
             with stop_on_signals() as stop:
                 outcome = train(
-                    session.model,
+                    session.objective,
                     session.optimizer,
                     session.ema,
-                    session.loader,
                     plan,
                     progress,
                     evaluate=session.evaluate,

@@ -5,22 +5,18 @@ by its config; what a checkpoint must add are the tensors and the few counters i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import nn
 
 from mixlab.core.errors import LabError
-from mixlab.data.batch import Batch
-from mixlab.data.loader import Loader
-from mixlab.nn.language_model import LanguageModel
 from mixlab.train.config import CheckpointConfig, EvalConfig, TrainConfig
 from mixlab.train.ema import Ema
 from mixlab.train.meters import Throughput, mfu
+from mixlab.train.objective import Objective, StepMetrics, update
 from mixlab.train.schedule import lr_factor
-from mixlab.train.step import StepMetrics, train_step
 
 Row = dict[str, Any]
 
@@ -69,7 +65,6 @@ class Plan:
     n_steps: int
     flops_per_token: float
     peak_flops: float | None  # of the device at the training precision; None if not known
-    compute_dtype: torch.dtype | None
     decay_start: int  # saved there, so that `mixlab extend` can go on before the decay
 
 
@@ -81,10 +76,9 @@ class Outcome(NamedTuple):
 
 
 def train(
-    model: LanguageModel,
+    objective: Objective,
     optimizer: Any,
     ema: Ema | None,
-    loader: Loader,
     plan: Plan,
     progress: Progress,
     *,
@@ -92,7 +86,6 @@ def train(
     recorder: Recorder,
     is_stop_requested: Callable[[], bool],
     clock: Callable[[], float],
-    trunk: Callable[..., Any] | None = None,
 ) -> Outcome:
     """Run the updates from `progress` to the end of the plan.
 
@@ -102,6 +95,8 @@ def train(
     Raises:
         NonFiniteLossError: names the step; no checkpoint is written from there.
     """
+    model = objective.model
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
     start_s = clock() - progress.elapsed_s
     meter = Throughput(clock=clock)
     pending: tuple[int, StepMetrics] | None = None
@@ -116,16 +111,13 @@ def train(
     model.train()
     meter.restart(progress.tokens)
     while progress.step < plan.n_steps:
-        batches = _micro_batches(loader, plan.train, progress.position)
         factor = lr_factor(plan.train.schedule, plan.train.bridge, progress.step, plan.n_steps)
-        metrics = train_step(
-            model,
+        metrics = update(
+            objective,
             optimizer,
-            list(batches),
+            progress.position,
             lr_factor=factor,
             max_grad_norm=plan.train.max_grad_norm,
-            compute_dtype=plan.compute_dtype,
-            trunk=trunk,
         )
         if ema is not None:
             ema.update(progress.step)
@@ -135,7 +127,7 @@ def train(
         progress = replace(
             progress,
             step=progress.step + 1,
-            position=progress.position + plan.train.batch_size,
+            position=progress.position + metrics.n_examples,
             tokens=progress.tokens + metrics.n_targets,
         )
         progress = now(progress)
@@ -150,7 +142,7 @@ def train(
             or progress.step % plan.checkpoint.every == 0
             or progress.step == plan.decay_start
         )
-        if not (is_eval or is_save or model.embed_tokens.weight.device.type == "cpu"):
+        if not (is_eval or is_save or is_on_cpu):
             continue
         _record(recorder, plan, meter, progress, *pending)
         pending = None
@@ -172,18 +164,12 @@ def train(
     return Outcome(now(progress), "finished")
 
 
-def _require_finite_weights(model: LanguageModel, step: int) -> None:
+def _require_finite_weights(model: nn.Module, step: int) -> None:
     """An update can spoil the weights after a loss that was still good; that is never saved."""
     if not nn.utils.get_total_norm([p.detach() for p in model.parameters()]).isfinite():
         raise NonFiniteLossError(
             f"step {step}: this update made weights that are not finite, though its loss was."
         )
-
-
-def _micro_batches(loader: Loader, cfg: TrainConfig, position: int) -> Iterator[Batch]:
-    size = cfg.micro_batch_size or cfg.batch_size
-    for i in range(cfg.n_micro_batches):
-        yield loader.batch(position + i * size, size)
 
 
 def _record(
@@ -216,6 +202,7 @@ def _record(
         row["mfu"] = mfu(rate, plan.flops_per_token, plan.peak_flops)
     if metrics.aux_loss is not None:
         row["aux_loss"] = float(metrics.aux_loss)
+    row.update({name: float(value) for name, value in metrics.figures.items()})
     if metrics.layers:
         row["layers"] = {
             layer: {name: value.tolist() for name, value in figures.items()}

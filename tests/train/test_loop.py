@@ -8,10 +8,9 @@ from torch import nn
 
 from mixlab.core.config import decode
 from mixlab.data.batch import Batch
-from mixlab.train import loop
 from mixlab.train.config import CheckpointConfig, EvalConfig, TrainConfig
 from mixlab.train.loop import NonFiniteLossError, Plan, Progress, train
-from mixlab.train.step import StepMetrics
+from mixlab.train.objective import StepMetrics
 
 BASE = {"length": 10, "batch_size": 4, "optimizer": {"kind": "adamw", "lr": 1.0}}
 
@@ -56,7 +55,7 @@ class Record:
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run():
     """Train with made-up losses; returns the outcome and everything that was recorded."""
     record, loader, factors = Record(), Loader(), []
 
@@ -65,22 +64,40 @@ def run(monkeypatch):
         n_steps = int(cfg.length.amount)
         plan = Plan(
             train=cfg, eval=EvalConfig(every=every), checkpoint=CheckpointConfig(every=save),
-            n_steps=n_steps, flops_per_token=2.0, peak_flops=None, compute_dtype=None,
+            n_steps=n_steps, flops_per_token=2.0, peak_flops=None,
             decay_start=cfg.schedule.decay_start(n_steps),
         )  # fmt: skip
         progress = progress or Progress()
         done = [progress.step]
 
-        def step(model, optimizer, batches, *, lr_factor, **settings):
-            done[0] += 1
-            factors.append(lr_factor)
-            loss = losses(done[0]) if losses else 1.0
-            n_targets = sum(batch.n_targets() for batch in batches)
-            return StepMetrics(torch.tensor(loss), torch.tensor(0.5), n_targets, None, {})
+        class Made:
+            """An objective whose losses are given."""
 
-        monkeypatch.setattr(loop, "train_step", step)
+            model = Model()
+
+            def accumulate(self, position):
+                done[0] += 1
+                size = cfg.micro_batch_size or cfg.batch_size
+                batches = [
+                    loader.batch(i, size) for i in range(position, position + cfg.batch_size, size)
+                ]
+                loss = losses(done[0]) if losses else 1.0
+                n_targets = sum(batch.n_targets() for batch in batches)
+                figures = (torch.tensor(loss), torch.tensor(0.5), n_targets, None, {})
+                return StepMetrics(*figures, n_examples=cfg.batch_size)
+
+            def after_update(self):
+                pass
+
+        class Optimizer:
+            def step(self, lr_factor):
+                factors.append(lr_factor)
+
+            def zero_grad(self):
+                pass
+
         outcome = train(
-            Model(), None, None, loader, plan, progress,
+            Made(), Optimizer(), None, plan, progress,
             evaluate=lambda: {"loss_nats": evals(done[0]) if evals else 5.0 - 0.1 * done[0]},
             recorder=record, is_stop_requested=lambda: done[0] == stop_at,
             clock=lambda: 10.0 + done[0],

@@ -1,25 +1,50 @@
-"""One optimizer update, from batches in hand to numbers in hand."""
+"""Next-token prediction: the objective of every language model."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixlab.data.batch import Batch
+from mixlab.data.loader import Loader
 from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
+from mixlab.train.objective import StepMetrics, total_grad_norm
 
 
-class StepMetrics(NamedTuple):
-    """Figures of one update, still on the device: reading them waits for it."""
+class LanguageModelling:
+    """Windows of text from a loader, cut into micro-batches; keeps nothing between updates."""
 
-    loss_nats: Tensor  # mean over all target tokens, without auxiliary losses
-    grad_norm: Tensor  # L2 over all parameters, before clipping
-    n_targets: int  # target tokens of this update
-    aux_loss: Tensor | None  # mean over tokens, weighted as it was added
-    layers: dict[str, dict[str, Tensor]]  # figures of channel mixers, of the last micro-batch
+    def __init__(
+        self,
+        model: LanguageModel,
+        loader: Loader,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self._loader, self._batch_size = loader, batch_size
+        self._micro_batch_size = micro_batch_size or batch_size
+        self._compute_dtype = compute_dtype
+
+    def accumulate(self, position: int) -> StepMetrics:
+        size = self._micro_batch_size
+        starts = range(position, position + self._batch_size, size)
+        batches = [self._loader.batch(start, size) for start in starts]
+        metrics = accumulate_gradients(self.model, batches, compute_dtype=self._compute_dtype)
+        return metrics._replace(n_examples=self._batch_size)
+
+    def after_update(self) -> None:
+        self.model.update_balance()
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        assert not tensors, "a position is all that language modelling goes on from"
 
 
 def accumulate_gradients(
@@ -60,29 +85,7 @@ def accumulate_gradients(
         loss.backward()
         loss_sum = loss_sum + nats.detach()
         layers = out.metrics
-    norms = [p.grad for p in model.parameters() if p.grad is not None]
-    grad_norm = nn.utils.get_total_norm(norms)
-    return StepMetrics(loss_sum / n_targets, grad_norm, n_targets, aux_sum, layers)
-
-
-def train_step(
-    model: LanguageModel,
-    optimizer: Any,
-    micro_batches: Sequence[Batch],
-    *,
-    lr_factor: float,
-    max_grad_norm: float | None,
-    compute_dtype: torch.dtype | None = None,
-    trunk: Callable[..., Trunk] | None = None,
-) -> StepMetrics:
-    """Update `model` once. Nothing here waits for the device."""
-    metrics = accumulate_gradients(model, micro_batches, compute_dtype=compute_dtype, trunk=trunk)
-    if max_grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), max_grad_norm, metrics.grad_norm)
-    optimizer.step(lr_factor)
-    model.update_balance()
-    optimizer.zero_grad()
-    return metrics
+    return StepMetrics(loss_sum / n_targets, total_grad_norm(model), n_targets, aux_sum, layers)
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype | None) -> torch.autocast:

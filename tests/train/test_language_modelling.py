@@ -9,13 +9,32 @@ from mixlab.core.config import decode
 from mixlab.data.batch import IGNORE, Batch
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 from mixlab.ops.packing import Packing
+from mixlab.train.language_modelling import LanguageModelling, accumulate_gradients
+from mixlab.train.objective import update
 from mixlab.train.optimizers import AdamWConfig
-from mixlab.train.step import accumulate_gradients, train_step
 
 MOE = {
     "kind": "moe", "n_experts": 4, "n_active_experts": 2, "d_expert": 8, "bias_update_rate": 0.25,
     "aux_loss_weight": 0.0,
 }  # fmt: skip
+
+
+class Pieces:
+    """A loader that hands out given micro-batches, one after the other."""
+
+    def __init__(self, batches):
+        self._batches = list(batches)
+
+    def batch(self, position, n):
+        return self._batches[position]
+
+
+def train_step(model, optimizer, batches, *, lr_factor, max_grad_norm, compute_dtype=None):
+    objective = LanguageModelling(
+        model, Pieces(batches), batch_size=len(batches), micro_batch_size=1,
+        compute_dtype=compute_dtype,
+    )  # fmt: skip
+    return update(objective, optimizer, 0, lr_factor=lr_factor, max_grad_norm=max_grad_norm)
 
 
 def build(channel=None, dtype=torch.float64):

@@ -1,0 +1,71 @@
+"""What an update learns from: the part of training that differs between kinds of model.
+
+The loop owns length, learning rate, evaluation and checkpoints; an objective owns the examples
+and the loss. A new way of training is one more objective, never one more loop.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from mixlab.train.optimizers.base import Optimizer
+
+
+class StepMetrics(NamedTuple):
+    """Figures of one update, still on the device: reading them waits for it."""
+
+    loss_nats: Tensor  # mean over all targets, without auxiliary losses
+    grad_norm: Tensor  # L2 over all parameters, before clipping
+    n_targets: int  # targets of this update
+    aux_loss: Tensor | None  # mean over targets, weighted as it was added
+    layers: dict[str, dict[str, Tensor]]  # figures of channel mixers, of the last micro-batch
+    n_examples: int = 0  # training examples drawn
+    figures: Mapping[str, Tensor] = {}  # further scalars for metrics.jsonl, by name
+
+
+class Objective(Protocol):
+    """One kind of training."""
+
+    model: nn.Module
+    """What is trained."""
+
+    def accumulate(self, position: int) -> StepMetrics:
+        """Draw the examples from `position` on and add up the gradients of their mean loss."""
+        ...
+
+    def after_update(self) -> None:
+        """Called once after every optimizer update."""
+        ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What lives from one update to the next besides model and optimizer, for checkpoints."""
+        ...
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` gave, bit for bit."""
+        ...
+
+
+def update(
+    objective: Objective,
+    optimizer: Optimizer | Any,
+    position: int,
+    *,
+    lr_factor: float,
+    max_grad_norm: float | None,
+) -> StepMetrics:
+    """One optimizer update from the examples at `position`. Nothing here waits for the device."""
+    metrics = objective.accumulate(position)
+    if max_grad_norm is not None:
+        parameters = objective.model.parameters()
+        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, metrics.grad_norm)
+    optimizer.step(lr_factor)
+    objective.after_update()
+    optimizer.zero_grad()
+    return metrics
+
+
+def total_grad_norm(model: nn.Module) -> Tensor:
+    """L2 norm of all gradients together."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
