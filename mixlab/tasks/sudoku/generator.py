@@ -37,7 +37,9 @@ def full_grid(boxes: Boxes, rng: random.Random) -> list[int]:
             may[d] = (may[d] | bit) & boxes.keep[cell]
             unsolved &= ~bit
         try:
-            search = Search(boxes, limit=1, max_branches=200, rng=rng).run(may, unsolved)
+            search = Search(boxes, limit=1, max_branches=200, rng=rng, hidden=False).run(
+                may, unsolved
+            )
         except SearchLimit:  # a rare unlucky start; another one is cheaper than going on
             continue
         return to_digits(boxes, search.solutions[0])
