@@ -11,6 +11,14 @@ from tiny_runs import NOISY, Signalling
 from mixlab.jobs.train import RunResult, resume_run, start_run
 
 
+@pytest.fixture(autouse=True)
+def signals_as_at_a_terminal():
+    """A shell may start background jobs with Ctrl-C ignored; the tests mean a person's."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(fork_server, tiny_recipe, tmp_path_factory) -> Path:
     """The tiny recipe with dropout, average and accumulation, run through: 12 steps."""
