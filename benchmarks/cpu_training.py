@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from mixlab.core.config import decode  # noqa: E402
 from mixlab.data.batch import Batch  # noqa: E402
 from mixlab.nn.language_model import LanguageModelConfig, build_model  # noqa: E402
-from mixlab.train.language_modelling import LanguageModelling, autocast  # noqa: E402
-from mixlab.train.objective import update as make_update  # noqa: E402
-from mixlab.train.optimizers import AdamWConfig  # noqa: E402
+from mixlab.training.language_modelling import LanguageModelling, autocast  # noqa: E402
+from mixlab.training.objective import update as make_update  # noqa: E402
+from mixlab.training.optimizers import AdamWConfig  # noqa: E402
 
 VOCAB, WIDTH, LAYERS, HEADS, D_FF, ROWS, LENGTH = 8192, 256, 6, 4, 704, 16, 256
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from mixlab.train.optimizers import MuonConfig
+from mixlab.training.optimizers import MuonConfig
 
 
 def matrices(d_model: int, n_layers: int, device: str) -> dict[str, nn.Parameter]:

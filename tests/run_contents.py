@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.core.run_dir import RunDir
-from mixlab.train import checkpoint as checkpoints
+from mixlab.training import checkpoint as checkpoints
 
 TIMES = {"elapsed_s", "tokens_per_s", "mfu"}
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import mixlab
 
-TENSORS = {"ops", "data", "nn", "train", "infer", "evals", "checks", "tasks"}
+TENSORS = {"ops", "data", "nn", "training", "infer", "evals", "checks", "tasks"}
 ALLOWED = {
     "core": set(),
     "ops": {"core"},
     "data": {"core"},
     "nn": {"core", "ops"},
-    "train": {"core", "ops", "data", "nn"},
+    "training": {"core", "ops", "data", "nn"},
     "infer": {"core", "ops", "data", "nn"},
     "evals": {"core", "ops", "data", "nn", "infer"},
     "tasks": {"core", "ops", "data", "nn"},
-    "checks": {"core", "ops", "data", "nn", "infer", "evals", "train"},
+    "checks": {"core", "ops", "data", "nn", "infer", "evals", "training"},
     "report": {"core"},
     "jobs": {"core", "report"} | TENSORS,
     "cli": {"core", "jobs", "report"},

@@ -17,8 +17,8 @@ from mixlab.data.loader import Loader
 from mixlab.evals.language_modelling import evaluate
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.packing import Packing
-from mixlab.train.language_modelling import accumulate_gradients
-from mixlab.train.optimizers import AdamWConfig, OptimizerConfig
+from mixlab.training.language_modelling import accumulate_gradients
+from mixlab.training.optimizers import AdamWConfig, OptimizerConfig
 
 Verdict = Literal["pass", "fail", "not applicable"]
 

@@ -18,7 +18,7 @@ from mixlab.checks.base import (
 )
 from mixlab.checks.oracle import token_nats
 from mixlab.data.batch import Batch
-from mixlab.train.optimizers import AdamWConfig
+from mixlab.training.optimizers import AdamWConfig
 
 MIN_GAP_NATS = 0.05
 MIN_GAP_ERRORS = 4

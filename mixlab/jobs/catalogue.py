@@ -7,9 +7,9 @@ from mixlab.data.corpora import CORPORA
 from mixlab.data.tokenizers import TOKENIZERS
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
-from mixlab.train.mirrors import MIRRORS
-from mixlab.train.optimizers import OPTIMIZERS
-from mixlab.train.schedule import SCHEDULES
+from mixlab.training.mirrors import MIRRORS
+from mixlab.training.optimizers import OPTIMIZERS
+from mixlab.training.schedule import SCHEDULES
 
 TABLES: dict[str, dict[str, Registry]] = {
     "corpora": {"data.corpus": CORPORA},

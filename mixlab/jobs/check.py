@@ -29,7 +29,7 @@ from mixlab.jobs.smoke import SEQ_LEN, shrink_model
 from mixlab.jobs.trained import open_trained
 from mixlab.nn.budget import model_budget
 from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model
-from mixlab.train import checkpoint as checkpoints
+from mixlab.training import checkpoint as checkpoints
 
 MAX_PARAMS = 5_000_000
 """Models up to this size are checked as they are, larger ones as small copies: the answers do not

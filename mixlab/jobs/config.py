@@ -10,8 +10,8 @@ from mixlab.core.errors import Rule
 from mixlab.core.recipes import load_recipe
 from mixlab.data.config import DataConfig
 from mixlab.nn.language_model import LanguageModelConfig
-from mixlab.train.config import CheckpointConfig, EvalConfig, SampleConfig, TrainConfig
-from mixlab.train.mirrors import MIRRORS
+from mixlab.training.config import CheckpointConfig, EvalConfig, SampleConfig, TrainConfig
+from mixlab.training.mirrors import MIRRORS
 
 
 class LogConfig(Config):

@@ -7,7 +7,7 @@ import torch
 
 from mixlab.core.errors import ConfigError
 from mixlab.core.provenance import cpu_model
-from mixlab.train.config import TrainConfig
+from mixlab.training.config import TrainConfig
 
 
 class Hardware(NamedTuple):

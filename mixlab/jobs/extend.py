@@ -12,11 +12,11 @@ from mixlab.jobs.device import settle_hardware
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import prepare_data
 from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.config import TrainConfig
-from mixlab.train.length import Length
-from mixlab.train.loop import Progress
-from mixlab.train.schedule import Bridge, lr_factor
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.config import TrainConfig
+from mixlab.training.length import Length
+from mixlab.training.loop import Progress
+from mixlab.training.schedule import Bridge, lr_factor
 
 BRIDGE_FRAC = 0.1
 """Share of the added updates over which a lowered learning rate is led up again."""

@@ -11,7 +11,7 @@ from mixlab.jobs.session import Session
 from mixlab.report.experts import write_experts_picture
 from mixlab.report.markdown import write_report
 from mixlab.report.plots import write_training_curves
-from mixlab.train.loop import Outcome
+from mixlab.training.loop import Outcome
 
 PROMPT_CHARS = 48
 """Characters of a validation document that start a sample when no prompt is given."""

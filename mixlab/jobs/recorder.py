@@ -9,10 +9,10 @@ from mixlab.core.config import to_tree
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.generators import collect_generators, restore_generators
-from mixlab.train.loop import Progress
-from mixlab.train.mirrors import Mirrors
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.generators import collect_generators, restore_generators
+from mixlab.training.loop import Progress
+from mixlab.training.mirrors import Mirrors
 
 Row = dict[str, Any]
 LOGS = ("metrics.jsonl", "evals.jsonl")

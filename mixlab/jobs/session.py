@@ -18,12 +18,12 @@ from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
 from mixlab.nn.budget import Budget, model_budget
 from mixlab.nn.language_model import LanguageModel, build_model
-from mixlab.train.config import TrainConfig
-from mixlab.train.ema import Ema, horizon_warning
-from mixlab.train.language_modelling import LanguageModelling
-from mixlab.train.loop import Plan
-from mixlab.train.objective import Objective, update
-from mixlab.train.optimizers.base import Optimizer
+from mixlab.training.config import TrainConfig
+from mixlab.training.ema import Ema, horizon_warning
+from mixlab.training.language_modelling import LanguageModelling
+from mixlab.training.loop import Plan
+from mixlab.training.objective import Objective, update
+from mixlab.training.optimizers.base import Optimizer
 
 Row = dict[str, Any]
 

@@ -24,10 +24,10 @@ from mixlab.jobs.recorder import RunRecorder, restore
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, open_session, prepare_data, seconds_per_step
 from mixlab.jobs.signals import stop_on_signals
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.length import Length
-from mixlab.train.loop import NonFiniteLossError, Progress, train
-from mixlab.train.mirrors import MirroredRun, Mirrors, check_mirrors
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.length import Length
+from mixlab.training.loop import NonFiniteLossError, Progress, train
+from mixlab.training.mirrors import MirroredRun, Mirrors, check_mirrors
 
 RUNS = Path("runs")
 

@@ -14,8 +14,8 @@ from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.config import RunConfig
 from mixlab.nn.language_model import LanguageModel, build_model
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.optimizers.base import copy_exactly
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.optimizers.base import copy_exactly
 
 
 @dataclass(frozen=True)

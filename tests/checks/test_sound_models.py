@@ -10,7 +10,7 @@ from mixlab.checks.stream import MadeUpShards
 from mixlab.data.loader import Loader
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS as REGISTERED_CHANNEL
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS as REGISTERED_SEQUENCE
-from mixlab.train.optimizers import OPTIMIZERS
+from mixlab.training.optimizers import OPTIMIZERS
 
 PAIRS = [(sequence, "mlp") for sequence in SEQUENCE_MIXERS]
 PAIRS += [("attention", channel) for channel in CHANNEL_MIXERS if channel != "mlp"]

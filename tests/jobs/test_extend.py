@@ -13,9 +13,9 @@ from mixlab.core.config import decode
 from mixlab.core.errors import CheckpointError, ConfigError, RunError
 from mixlab.jobs.extend import extend_run, plan_extension
 from mixlab.jobs.train import start_run
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.config import TrainConfig
-from mixlab.train.schedule import lr_factor
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.config import TrainConfig
+from mixlab.training.schedule import lr_factor
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_child_that_is_killed_is_resumed(train_tiny, extend, resume, lab):
 def test_a_child_that_is_not_complete_is_no_run(train_tiny, extend, lab, monkeypatch, resume):
     """A kill while the child is being made must not leave a run that begins at step 0."""
     train_tiny()
-    monkeypatch.setattr("mixlab.train.checkpoint.save", lambda *args: 1 / 0)
+    monkeypatch.setattr("mixlab.training.checkpoint.save", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         extend(lab / "run", 20)
     monkeypatch.undo()

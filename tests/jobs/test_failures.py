@@ -13,8 +13,8 @@ from tiny_runs import NOISY
 from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs import train as train_job
-from mixlab.train import checkpoint as checkpoints
-from mixlab.train.loop import NonFiniteLossError
+from mixlab.training import checkpoint as checkpoints
+from mixlab.training.loop import NonFiniteLossError
 
 
 def full_disk(*args, **kwargs):
@@ -36,7 +36,7 @@ def test_disk_full_while_saving_loses_nothing(
                 full_disk()
         return write(path, pieces)
 
-    monkeypatch.setattr("mixlab.train.checkpoint._write", failing)
+    monkeypatch.setattr("mixlab.training.checkpoint._write", failing)
     with pytest.raises(CheckpointError) as error:
         train_tiny(*NOISY, "checkpoint.every=2", "eval.every=100")
     message = str(error.value)
@@ -44,7 +44,7 @@ def test_disk_full_while_saving_loses_nothing(
     assert "The newest good checkpoint is" in message and "step-000008" in message
     assert len(saves) == n_writes + 1
     checkpoints.load(checkpoints.step_path(lab / "run" / "checkpoints", 8))
-    monkeypatch.setattr("mixlab.train.checkpoint._write", write)  # somebody made room
+    monkeypatch.setattr("mixlab.training.checkpoint._write", write)  # somebody made room
     assert resume(lab / "run").status == "finished"
     want = rows(uninterrupted / "metrics.jsonl")
     assert rows(lab / "run" / "metrics.jsonl") == want

@@ -12,7 +12,7 @@ from mixlab.core.config import dump_yaml, read_yaml
 from mixlab.core.errors import CheckpointError, DataError, RunError
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.train import start_run
-from mixlab.train import checkpoint as checkpoints
+from mixlab.training import checkpoint as checkpoints
 
 
 @pytest.mark.parametrize("k", [1, 4, 7, 11])

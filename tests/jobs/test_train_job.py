@@ -17,7 +17,7 @@ from mixlab.jobs.session import prepare_data
 from mixlab.jobs.train import start_run
 from mixlab.jobs.trained import open_trained
 from mixlab.nn.budget import model_budget
-from mixlab.train import checkpoint as checkpoints
+from mixlab.training import checkpoint as checkpoints
 
 
 def test_learns_far_below_what_single_tokens_tell(lab, tiny_recipe, quiet, no_pictures):

@@ -54,9 +54,7 @@ class SequenceMixer(nn.Module):
         """The state of sequences that have not begun; `dtype` is that of activations."""
         raise NotImplementedError(type(self).__name__)
 
-    def forward(
-        self, x: Tensor, state: Any = None, packing: Packing | None = None
-    ) -> MixerOutput:
+    def forward(self, x: Tensor, state: Any = None, packing: Packing | None = None) -> MixerOutput:
         """(B, T, D) -> (B, T, D), causal: output t depends on inputs 0..t of its document.
 
         With a `state`, x continues the sequences that the state has seen, and the new state is

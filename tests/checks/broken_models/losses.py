@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from mixlab.data.batch import Batch
 from mixlab.evals.language_modelling import EvalMetrics
 from mixlab.ops.packing import Packing
-from mixlab.train.language_modelling import accumulate_gradients
+from mixlab.training.language_modelling import accumulate_gradients
 
 
 def mean_of_means(model, micro_batches, **settings):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mixlab.train.ema import Ema
-from mixlab.train.optimizers import OPTIMIZERS, AdamWConfig, MuonConfig, OptimizerConfig
+from mixlab.training.ema import Ema
+from mixlab.training.optimizers import OPTIMIZERS, AdamWConfig, MuonConfig, OptimizerConfig
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mixlab.core.json_files import write_bytes_atomically
-from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
+from mixlab.training.mirrors.base import MirrorConfig, MirroredRun
 
 
 class WandbMirrorConfig(MirrorConfig):

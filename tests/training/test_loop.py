@@ -8,9 +8,9 @@ from torch import nn
 
 from mixlab.core.config import decode
 from mixlab.data.batch import Batch
-from mixlab.train.config import CheckpointConfig, EvalConfig, TrainConfig
-from mixlab.train.loop import NonFiniteLossError, Plan, Progress, train
-from mixlab.train.objective import StepMetrics
+from mixlab.training.config import CheckpointConfig, EvalConfig, TrainConfig
+from mixlab.training.loop import NonFiniteLossError, Plan, Progress, train
+from mixlab.training.objective import StepMetrics
 
 BASE = {"length": 10, "batch_size": 4, "optimizer": {"kind": "adamw", "lr": 1.0}}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixlab.train.meters import Throughput, mfu
+from mixlab.training.meters import Throughput, mfu
 
 
 class Clock:

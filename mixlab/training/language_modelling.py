@@ -10,7 +10,7 @@ from mixlab.data.loader import Loader
 from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
-from mixlab.train.objective import StepMetrics, total_grad_norm
+from mixlab.training.objective import StepMetrics, total_grad_norm
 
 
 class LanguageModelling:

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from mixlab.core.errors import CheckpointError
-from mixlab.train import checkpoint
+from mixlab.training import checkpoint
 
 CHILDREN = textwrap.dedent(
     """
     import os, sys
     from pathlib import Path
     import torch
-    from mixlab.train import checkpoint
+    from mixlab.training import checkpoint
 
     torch.set_num_threads(1)  # forked children have no thread pool
 

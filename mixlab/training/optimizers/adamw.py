@@ -11,8 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixlab.train.optimizers.base import Optimizer, OptimizerConfig
-from mixlab.train.optimizers.groups import NamedParameter, decays, trainable
+from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
+from mixlab.training.optimizers.groups import NamedParameter, decays, trainable
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

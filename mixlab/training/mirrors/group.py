@@ -6,7 +6,7 @@ from typing import Any
 
 from mixlab.core.config import flatten
 from mixlab.core.errors import MissingPackageError
-from mixlab.train.mirrors.base import Mirror, MirrorConfig, MirroredRun
+from mixlab.training.mirrors.base import Mirror, MirrorConfig, MirroredRun
 
 
 def check_mirrors(configs: Sequence[MirrorConfig]) -> None:

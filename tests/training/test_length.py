@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mixlab.core.config import Config, decode, dump_yaml, parse_yaml, to_tree
 from mixlab.core.errors import ConfigError, Rule
-from mixlab.train.length import Length
+from mixlab.training.length import Length
 
 
 class Holder(Config):

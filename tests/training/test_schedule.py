@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from mixlab.core.config import Config, decode, to_tree
 from mixlab.core.errors import ConfigError
-from mixlab.train.schedule import (
+from mixlab.training.schedule import (
     SCHEDULES,
     Bridge,
     ConstantConfig,

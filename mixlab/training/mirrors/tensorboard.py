@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
+from mixlab.training.mirrors.base import MirrorConfig, MirroredRun
 
 
 class TensorBoardMirrorConfig(MirrorConfig):

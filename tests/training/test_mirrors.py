@@ -11,9 +11,9 @@ import pytest
 
 from mixlab.core.config import Config, decode
 from mixlab.core.errors import ConfigError, MissingPackageError
-from mixlab.train.mirrors import MIRRORS, MirroredRun, Mirrors, base, check_mirrors
-from mixlab.train.mirrors.trackio import TrackioMirrorConfig
-from mixlab.train.mirrors.wandb import WandbMirrorConfig
+from mixlab.training.mirrors import MIRRORS, MirroredRun, Mirrors, base, check_mirrors
+from mixlab.training.mirrors.trackio import TrackioMirrorConfig
+from mixlab.training.mirrors.wandb import WandbMirrorConfig
 
 
 class LogConfig(Config):
@@ -123,7 +123,7 @@ def test_config_names_the_kinds():
 
 def test_no_tracker_and_no_torch_is_imported_before_a_run_opens_one():
     code = (
-        "import sys, mixlab.train.mirrors\n"
+        "import sys, mixlab.training.mirrors\n"
         "found = {'torch', 'tensorboard', 'wandb', 'trackio'} & set(sys.modules)\n"
         "assert not found, found"
     )
@@ -172,8 +172,8 @@ def test_wandb_offline_keeps_every_row_in_the_run_folder(tmp_path: Path, no_netw
 _TRACKIO = """
 import sys
 from pathlib import Path
-from mixlab.train.mirrors import MirroredRun, Mirrors
-from mixlab.train.mirrors.trackio import TrackioMirrorConfig
+from mixlab.training.mirrors import MirroredRun, Mirrors
+from mixlab.training.mirrors.trackio import TrackioMirrorConfig
 for is_resumed, steps in ((False, (1, 2)), (True, (3,))):
     run = MirroredRun(name="a-run", path=Path(sys.argv[1]), config={}, is_resumed=is_resumed)
     mirrors = Mirrors.open([TrackioMirrorConfig()], run, print)

@@ -4,11 +4,11 @@ A new one: a file with its config and its mirror, and one entry in this table.
 """
 
 from mixlab.core.registry import Registry
-from mixlab.train.mirrors.base import Mirror, MirrorConfig, MirroredRun
-from mixlab.train.mirrors.group import Mirrors, check_mirrors
-from mixlab.train.mirrors.tensorboard import TensorBoardMirrorConfig
-from mixlab.train.mirrors.trackio import TrackioMirrorConfig
-from mixlab.train.mirrors.wandb import WandbMirrorConfig
+from mixlab.training.mirrors.base import Mirror, MirrorConfig, MirroredRun
+from mixlab.training.mirrors.group import Mirrors, check_mirrors
+from mixlab.training.mirrors.tensorboard import TensorBoardMirrorConfig
+from mixlab.training.mirrors.trackio import TrackioMirrorConfig
+from mixlab.training.mirrors.wandb import WandbMirrorConfig
 
 MIRRORS: Registry[MirrorConfig] = Registry(
     {

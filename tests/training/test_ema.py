@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mixlab.core.errors import CheckpointError
-from mixlab.train.ema import Ema, horizon_warning
+from mixlab.training.ema import Ema, horizon_warning
 
 
 def test_hand_case_with_warm_up() -> None:

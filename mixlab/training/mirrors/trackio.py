@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any, ClassVar, Literal
 
-from mixlab.train.mirrors.base import MirrorConfig, MirroredRun
+from mixlab.training.mirrors.base import MirrorConfig, MirroredRun
 
 
 class TrackioMirrorConfig(MirrorConfig):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from mixlab.core.config import Config, decode, to_tree
 from mixlab.core.errors import CheckpointError
-from mixlab.train.optimizers import OPTIMIZERS, AdamWConfig, MuonConfig
-from mixlab.train.optimizers.groups import decays, is_hidden_matrix
-from mixlab.train.optimizers.muon import orthogonalise
+from mixlab.training.optimizers import OPTIMIZERS, AdamWConfig, MuonConfig
+from mixlab.training.optimizers.groups import decays, is_hidden_matrix
+from mixlab.training.optimizers.muon import orthogonalise
 
 SHAPES = {
     "embed_tokens.weight": (16, 8),
@@ -137,7 +137,7 @@ def test_orthogonalise_against_the_singular_value_form_in_float64(shape: tuple[i
 def test_a_batch_limit_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 4, 6, dtype=torch.float64)
     whole = orthogonalise(x, 5)
-    monkeypatch.setattr("mixlab.train.optimizers.muon._CPU_BATCH_ELEMENTS", 48)
+    monkeypatch.setattr("mixlab.training.optimizers.muon._CPU_BATCH_ELEMENTS", 48)
     # The matrix library may sum in another order for another batch size.
     torch.testing.assert_close(orthogonalise(x, 5), whole, rtol=1e-12, atol=1e-14)
     ours = parameters(torch.float64)

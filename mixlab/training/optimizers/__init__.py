@@ -1,9 +1,9 @@
 """The optimizers by name."""
 
 from mixlab.core.registry import Registry
-from mixlab.train.optimizers.adamw import AdamWConfig
-from mixlab.train.optimizers.base import Optimizer, OptimizerConfig
-from mixlab.train.optimizers.muon import MuonConfig
+from mixlab.training.optimizers.adamw import AdamWConfig
+from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
+from mixlab.training.optimizers.muon import MuonConfig
 
 __all__ = ["OPTIMIZERS", "AdamWConfig", "MuonConfig", "Optimizer", "OptimizerConfig"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mixlab.core.errors import CheckpointError
-from mixlab.train import checkpoint
+from mixlab.training import checkpoint
 
 STATE = {"position": 17, "progress": {"step": 5, "best": None}, "text": "\u00e9"}
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from mixlab.train.optimizers.base import Optimizer
+from mixlab.training.optimizers.base import Optimizer
 
 
 class StepMetrics(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 
 from mixlab.core.errors import LabError
-from mixlab.train.config import CheckpointConfig, EvalConfig, TrainConfig
-from mixlab.train.ema import Ema
-from mixlab.train.meters import Throughput, mfu
-from mixlab.train.objective import Objective, StepMetrics, update
-from mixlab.train.schedule import lr_factor
+from mixlab.training.config import CheckpointConfig, EvalConfig, TrainConfig
+from mixlab.training.ema import Ema
+from mixlab.training.meters import Throughput, mfu
+from mixlab.training.objective import Objective, StepMetrics, update
+from mixlab.training.schedule import lr_factor
 
 Row = dict[str, Any]
 

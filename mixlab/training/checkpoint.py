@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.core.errors import CheckpointError
-from mixlab.train import manifest, tensor_file
-from mixlab.train.generators import collect_generators, restore_generators
-from mixlab.train.manifest import MANIFEST, STATE, DamagedError
-from mixlab.train.optimizers.base import copy_exactly
+from mixlab.training import manifest, tensor_file
+from mixlab.training.generators import collect_generators, restore_generators
+from mixlab.training.manifest import MANIFEST, STATE, DamagedError
+from mixlab.training.optimizers.base import copy_exactly
 
 __all__ = [
     "Best",

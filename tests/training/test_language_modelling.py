@@ -9,9 +9,9 @@ from mixlab.core.config import decode
 from mixlab.data.batch import IGNORE, Batch
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 from mixlab.ops.packing import Packing
-from mixlab.train.language_modelling import LanguageModelling, accumulate_gradients
-from mixlab.train.objective import update
-from mixlab.train.optimizers import AdamWConfig
+from mixlab.training.language_modelling import LanguageModelling, accumulate_gradients
+from mixlab.training.objective import update
+from mixlab.training.optimizers import AdamWConfig
 
 MOE = {
     "kind": "moe", "n_experts": 4, "n_active_experts": 2, "d_expert": 8, "bias_update_rate": 0.25,

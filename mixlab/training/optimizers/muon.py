@@ -21,9 +21,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mixlab.train.optimizers.adamw import AdamW, AdamWConfig
-from mixlab.train.optimizers.base import Optimizer, OptimizerConfig
-from mixlab.train.optimizers.groups import NamedParameter, is_hidden_matrix, trainable
+from mixlab.training.optimizers.adamw import AdamW, AdamWConfig
+from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
+from mixlab.training.optimizers.groups import NamedParameter, is_hidden_matrix, trainable
 
 # The quintic's coefficients: the steepest slope at 0 that keeps singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mixlab.train.optimizers.base import copy_exactly
+from mixlab.training.optimizers.base import copy_exactly
 
 
 class Ema:

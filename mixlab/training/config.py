@@ -6,9 +6,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from mixlab.core.config import Config
 from mixlab.core.errors import Rule
-from mixlab.train.length import Length
-from mixlab.train.optimizers import OPTIMIZERS
-from mixlab.train.schedule import SCHEDULES, Bridge, ConstantConfig
+from mixlab.training.length import Length
+from mixlab.training.optimizers import OPTIMIZERS
+from mixlab.training.schedule import SCHEDULES, Bridge, ConstantConfig
 
 
 class EmaConfig(Config):
