@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from mixlab.core.errors import ConfigError
-from mixlab.core.units import count
+from mixlab.core.provenance import memory_bytes
+from mixlab.core.units import count, size
 from mixlab.data.context import context_figures
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData, prepare
@@ -53,6 +54,28 @@ def prepare_data(config: RunConfig, screen: Screen) -> PreparedData:
                 f"{n_tokens}",
             )  # fmt: skip
     return data
+
+
+def require_memory(config: RunConfig, hardware: Hardware) -> None:
+    """Refuse a model whose weights, gradients and optimizer state alone exceed the memory.
+
+    Raises:
+        ConfigError: names the sizes. Activations are left out: they depend on too much to refuse
+            a run for their estimate.
+    """
+    if hardware.device.type == "cuda":
+        available = torch.cuda.get_device_properties(hardware.device).total_memory
+    else:
+        available = memory_bytes()
+    n_params = model_budget(config.model, config.data.seq_len).n_params
+    needed = n_params * (8 + optimizer_bytes_per_param(config.train))
+    if available is not None and needed > available:
+        raise ConfigError(
+            "model", f"{count(n_params)} parameters",
+            f"a model that fits into {size(available)} of memory; training this one takes "
+            f"{size(needed)} before any activation",
+            "Lower model.d_model, model.n_layers or model.vocab_size.",
+        )  # fmt: skip
 
 
 @dataclass

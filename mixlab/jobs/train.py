@@ -22,7 +22,13 @@ from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.recorder import RunRecorder, restore
 from mixlab.jobs.screen import PlainScreen, Screen
-from mixlab.jobs.session import Session, open_session, prepare_data, seconds_per_step
+from mixlab.jobs.session import (
+    Session,
+    open_session,
+    prepare_data,
+    require_memory,
+    seconds_per_step,
+)
 from mixlab.jobs.signals import stop_on_signals
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.length import Length
@@ -70,6 +76,7 @@ def start_run(
         )  # fmt: skip
     check_mirrors(request.log.mirrors)
     hardware = settle_hardware(request.train)
+    require_memory(request, hardware)
     data = prepare_data(request, screen)
     config = settle(request, data, hardware)
     run = RunDir.create(run_dir) if run_dir is not None else RunDir.create_next(RUNS, config.name)

@@ -48,7 +48,7 @@ class TrainConfig(Config):
     """Where to train; auto takes an NVIDIA GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: float32 weights, matrix products in bfloat16; auto: where the hardware is fast."""
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads inside one operation on a CPU; absent: PyTorch's own choice."""
     compile: bool = False
     """Compile the blocks with torch.compile: a start of a minute or more, faster steps after."""

@@ -36,6 +36,11 @@ CASES = {
         ["train", "TINY", "model.vocab_size=200"],
         ["data.tokenizer.vocab_size = 300", "model.vocab_size = 200"],
     ),
+    "more than fits into memory": (
+        ["train", "TINY", "model.d_model=100000000"],
+        ["model = ", "parameters", "of memory", "Lower model.d_model"],
+    ),
+    "too many threads": (["train", "TINY", "train.threads=99999999999"], ["train.threads = 9999"]),
     "half an override": (["train", "TINY", "train.batch_size"], ["KEY=VALUE"]),
     "a value under a value": (["train", "TINY", "seed.x=1"], ["seed.x", "Set seed"]),
     "bad YAML in a value": (["train", "TINY", "model=[1"], ["the value of model", "YAML"]),
