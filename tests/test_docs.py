@@ -27,8 +27,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer.main
-from conftest import Quiet, write_corpus
 from pydantic_core import PydanticUndefined
+from screens import Quiet
+from tiny_text import write_corpus
 
 from mixlab.checks import CHECKS
 from mixlab.cli.main import app, main
