@@ -368,7 +368,7 @@ for words in {commands!r}:
     except SystemExit as ended:
         assert not ended.code, words
 import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", *{tests!r}, "-k",
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", "-o", "pythonpath=tests", *{tests!r}, "-k",
                       "fading_mean or every_entry"]))
 """
 
@@ -380,8 +380,8 @@ def test_a_mixer_can_be_added(tmp_path):
         ROOT / "mixlab", tmp_path / "mixlab", ignore=shutil.ignore_patterns("__pycache__")
     )
     (tmp_path / "tests" / "nn").mkdir(parents=True)
-    for name in ("tiny_mixers.py", "test_sequence_mixers.py"):
-        shutil.copy(ROOT / "tests" / "nn" / name, tmp_path / "tests" / "nn" / name)
+    for name in ("tiny_mixers.py", "nn/test_sequence_mixers.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
     files = {b.test.removeprefix("file "): b.text for b in ours if b.test.startswith("file ")}
     for path, text in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ For `--smoke`, which shows that a recipe runs from end to end, and for the check
 whose answers do not depend on width or depth. Its losses say nothing about the recipe.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixlab.core.config import Tree, decode, to_tree
@@ -13,7 +13,7 @@ from mixlab.jobs.config import RunConfig, load_config
 from mixlab.nn.language_model import LanguageModelConfig
 from mixlab.nn.pattern import Pattern
 
-D_MODEL, HEAD_DIM, D_FF, D_EXPERT, RANK = 64, 16, 128, 32, 16
+D_MODEL = 64
 VOCAB_SIZE, SEQ_LEN, MAX_SEQ_LEN = 512, 64, 256
 N_STEPS, BATCH_SIZE, EVAL_TOKENS, NEW_TOKENS = 20, 4, 1024, 16
 MAX_RUN = 2
@@ -62,10 +62,13 @@ def shrink_model(
     tree["n_layers"] = len(layers)
     if model.pattern is not None:
         tree["pattern"] = _pattern(model.pattern, layers)
-    for block in tree["blocks"].values():
-        sequence, channel = block["sequence_mixer"], block["channel_mixer"]
-        SEQUENCE_MIXERS[sequence["kind"]](sequence, len_frac)
-        CHANNEL_MIXERS[channel["kind"]](channel)
+    tree["blocks"] = {
+        name: {
+            "sequence_mixer": to_tree(block.sequence_mixer.shrunk(len_frac)),
+            "channel_mixer": to_tree(block.channel_mixer.shrunk()),
+        }
+        for name, block in model.blocks.items()
+    }
     return decode(LanguageModelConfig, tree)
 
 
@@ -87,74 +90,6 @@ def _pattern(pattern: Pattern, layers: list[str]) -> Tree:
         return {"motif": layers}
     at = [i for i, name in enumerate(layers) if name == pattern.block]
     return {"block": pattern.block, "at": at, "rest": pattern.rest}
-
-
-# --- width --------------------------------------------------------------------------------------
-
-
-def _attention(mixer: Tree, len_frac: float) -> None:
-    groups = mixer["n_kv_heads"] or mixer["n_heads"]
-    kept = min(groups, 2)
-    mixer["n_heads"] = kept * min(mixer["n_heads"] // groups, 2)
-    mixer["n_kv_heads"] = kept if mixer["n_kv_heads"] is not None else None
-    mixer["head_dim"] = _rotary_head_dim(mixer["head_dim"], mixer["rope_frac"])
-    if mixer["window"] is not None:
-        # Not down to 1, which leaves queries and keys without effect.
-        mixer["window"] = max(min(mixer["window"], 2), round(mixer["window"] * len_frac))
-
-
-def _rotary_head_dim(head_dim: int, rope_frac: float) -> int:
-    """The smallest width from `HEAD_DIM` on whose turned part is even, and there if it was."""
-    for width in range(min(HEAD_DIM, head_dim), head_dim):
-        turned = round(width * rope_frac)
-        if turned % 2 == 0 and bool(turned) == bool(round(head_dim * rope_frac)):
-            return width
-    return head_dim
-
-
-def _mla(mixer: Tree, len_frac: float) -> None:
-    mixer["n_heads"] = min(mixer["n_heads"], 2)
-    for rank in ("q_lora_rank", "kv_lora_rank"):
-        if mixer[rank] is not None:
-            mixer[rank] = min(mixer[rank], RANK)
-    for width in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
-        mixer[width] = min(mixer[width], HEAD_DIM)  # 0 stays 0, and HEAD_DIM is even
-
-
-def _gated_deltanet(mixer: Tree, len_frac: float) -> None:
-    per_key_head = (mixer["n_v_heads"] or mixer["n_heads"]) // mixer["n_heads"]
-    mixer["n_heads"] = min(mixer["n_heads"], 2)
-    if mixer["n_v_heads"] is not None:
-        mixer["n_v_heads"] = mixer["n_heads"] * min(per_key_head, 2)
-    if mixer["backend"] == "flash_qla":
-        return  # takes heads of one width only
-    old = mixer["head_dim"]
-    mixer["head_dim"] = min(old, HEAD_DIM)
-    if mixer["v_head_dim"] is not None:
-        scaled = mixer["v_head_dim"] * mixer["head_dim"] // old
-        mixer["v_head_dim"] = max(1, min(mixer["v_head_dim"], scaled))
-
-
-def _mlp(mixer: Tree) -> None:
-    mixer["d_ff"] = min(mixer["d_ff"], D_FF)
-
-
-def _moe(mixer: Tree) -> None:
-    """Never fewer than 2 active of several, so that top-k stays what it was; all stays all."""
-    n_experts, n_active = mixer["n_experts"], mixer["n_active_experts"]
-    kept = min(n_active, 2)
-    mixer["n_active_experts"] = kept
-    mixer["n_experts"] = kept if n_active == n_experts else min(n_experts, 4)
-    mixer["d_expert"] = min(mixer["d_expert"], D_EXPERT)
-    mixer["n_shared_experts"] = min(mixer["n_shared_experts"], 2)
-
-
-SEQUENCE_MIXERS: dict[str, Callable[[Tree, float], None]] = {
-    "attention": _attention,
-    "gated_deltanet": _gated_deltanet,
-    "mla": _mla,
-}
-CHANNEL_MIXERS: dict[str, Callable[[Tree], None]] = {"mlp": _mlp, "moe": _moe}
 
 
 # --- the rest -----------------------------------------------------------------------------------

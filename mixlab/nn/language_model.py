@@ -28,7 +28,7 @@ class LanguageModelConfig(Config):
     """Rows of the embedding; at least the tokenizer's vocabulary."""
     d_model: PositiveInt
     """Width of the residual stream."""
-    n_layers: PositiveInt
+    n_layers: int = Field(ge=1, le=1000)
     """Blocks in the stack."""
     blocks: dict[str, BlockConfig] = Field(min_length=1)
     """The kinds of block, by names that `pattern` uses."""
@@ -111,6 +111,8 @@ class LanguageModel(nn.Module):
         )
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.lm_head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size)
+        if self.lm_head is not None:  # as an embedding, so that training begins near uniform
+            nn.init.normal_(self.lm_head.weight, std=0.02)
         self._scale_residual_writers()
 
     @torch.no_grad()

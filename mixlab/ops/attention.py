@@ -29,15 +29,31 @@ def attention(
     window: int | None = None,
     packing: Packing | None = None,
     backend: Backend = "sdpa",
+    causal: bool = True,
 ) -> Tensor:
     """(B, T, H, V): every query looks at itself and at earlier keys of its own document.
 
     `window` limits it to the last `window` keys, itself included. `packing` needs T == S.
+    With `causal=False` every query looks at every key, later ones too; that takes neither.
     """
     assert packing is None or q.shape[1] == k.shape[1], "packed rows are never continued"
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, width)
+    if not causal:
+        assert window is None and packing is None, "whole rows have neither window nor documents"
+        return _whole(q, k, v, scale, backend).transpose(1, 2)
     run = _reference if backend == "reference" else _sdpa
     return run(q, k, v, scale, window, packing).transpose(1, 2)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: Backend) -> Tensor:
+    """Attention from every query to every key."""
+    n_groups = q.shape[1] // k.shape[1]
+    if n_groups > 1:
+        k, v = k.repeat_interleave(n_groups, dim=1), v.repeat_interleave(n_groups, dim=1)
+    if backend == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    scores = scale * at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)  # (B, H, T, S)
+    return (scores.softmax(dim=-1) @ at_least_float32(v)).to(v.dtype)
 
 
 def _mask(q: Tensor, k: Tensor, window: int | None, packing: Packing | None) -> Tensor:

@@ -91,7 +91,7 @@ def test_a_trained_model_passes_what_is_asked_of_runs():
 
 
 def test_the_random_state_and_the_model_stay_as_they_are():
-    model = sound_model("gated_deltanet", "moe with bias")
+    model = sound_model("gated_deltanet", "moe bias")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     state = torch.get_rng_state()
     run_checks(QUICK, context(lambda: sound_model("attention", "moe")))

@@ -1,42 +1,22 @@
 """Sound models of every kind, small enough to be checked in a fraction of a second."""
 
+from tiny_mixers import CHANNEL, SEQUENCE
+
 from mixlab.checks import CheckContext
 from mixlab.core.config import decode
 from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model
 
-SEQUENCE_MIXERS = {
-    "attention": {"kind": "attention", "n_heads": 2, "head_dim": 8},
-    "everything attention": {
-        "kind": "attention", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "qk_norm": "head",
-        "output_gate": True, "rope_frac": 0.5,
-    },
-    "window": {
-        "kind": "attention", "n_heads": 2, "head_dim": 8, "window": 5, "qk_norm": "full",
-        "bias": True,
-    },
-    "mla": {
-        "kind": "mla", "n_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4,
-        "qk_rope_head_dim": 4, "v_head_dim": 8, "bias": True,
-    },
-    "mla without content": {
-        "kind": "mla", "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 0,
-        "qk_rope_head_dim": 8, "v_head_dim": 8,
-    },
-    "gated_deltanet": {"kind": "gated_deltanet", "n_heads": 1, "n_v_heads": 2, "head_dim": 8},
-    "deltanet": {
-        "kind": "gated_deltanet", "n_heads": 2, "head_dim": 8, "decay": "none",
-        "allow_neg_eigval": True, "output_gate": False,
-    },
-}  # fmt: skip
-CHANNEL_MIXERS = {
-    "mlp": {"kind": "mlp", "d_ff": 32},
-    "moe": {"kind": "moe", "n_experts": 4, "n_active_experts": 2, "d_expert": 16},
-    "moe with bias": {
-        "kind": "moe", "n_experts": 6, "n_active_experts": 2, "d_expert": 8, "scores": "sigmoid",
-        "bias_update_rate": 0.01, "n_shared_experts": 1, "activation": "silu",
-        "z_loss_weight": 0.001,
-    },
-}  # fmt: skip
+
+def _named(table: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Mixer trees by "kind" for the plain variant and "kind variant" for the others."""
+    return {
+        kind if variant == "plain" else f"{kind} {variant}": {"kind": kind, **settings}
+        for kind, variants in table.items()
+        for variant, settings in variants.items()
+    }
+
+
+SEQUENCE_MIXERS, CHANNEL_MIXERS = _named(SEQUENCE), _named(CHANNEL)
 
 
 def model_config(sequence="attention", channel="mlp", **changes) -> LanguageModelConfig:

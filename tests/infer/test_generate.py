@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_mixers import SEQUENCE
 
 from mixlab.core.config import decode
 from mixlab.core.errors import LabError
@@ -10,14 +11,7 @@ from mixlab.infer.sampler import SamplingConfig, sample
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
 
-SIZES = {
-    "attention": {"n_heads": 2, "head_dim": 8},
-    "gated_deltanet": {"n_heads": 2, "head_dim": 8},
-    "mla": {
-        "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4,
-        "v_head_dim": 8,
-    },
-}  # fmt: skip
+SIZES = {kind: variants["plain"] for kind, variants in SEQUENCE.items()}
 GREEDY = SamplingConfig(temperature=0)
 V = 29
 

@@ -43,7 +43,8 @@ def test_parameters_of_every_channel_mixer(channel):
     if channel[0] == "moe":
         settings = CHANNEL["moe"][channel[1]]
         n_idle = settings["n_experts"] - settings["n_active_experts"]
-        unused = 2 * n_idle * 3 * settings["d_expert"] * D_MODEL
+        n_matrices = 2 if settings.get("activation") == "silu" else 3
+        unused = 2 * n_idle * n_matrices * settings["d_expert"] * D_MODEL
     assert budget.n_active_params == budget.n_params - unused
 
 

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D d_model.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -21,6 +21,10 @@ class ChannelMixerConfig(Config):
 
     def check(self, d_model: int) -> None:
         """Raise `Rule` where the settings do not fit a stream of this width."""
+
+    def shrunk(self) -> Self:
+        """The same kind with every switch as it is, but narrow: for `--smoke` and checks."""
+        return self
 
     def build(self, d_model: int) -> "ChannelMixer":
         raise NotImplementedError(type(self).__name__)

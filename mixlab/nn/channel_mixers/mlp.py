@@ -21,6 +21,9 @@ class MLPConfig(ChannelMixerConfig):
     d_ff: PositiveInt
     """Width between the projections."""
 
+    def shrunk(self) -> "MLPConfig":
+        return self.model_copy(update={"d_ff": min(self.d_ff, 128)})
+
     def build(self, d_model: int) -> "MLP":
         return MLP(self, d_model)
 

@@ -85,6 +85,19 @@ class MoEConfig(ChannelMixerConfig):
             )  # fmt: skip
         return self
 
+    def shrunk(self) -> "MoEConfig":
+        """Never fewer than 2 active of several, so that top-k stays what it was; all stays all."""
+        kept = min(self.n_active_experts, 2)
+        takes_all = self.n_active_experts == self.n_experts
+        return self.model_copy(
+            update={
+                "n_active_experts": kept,
+                "n_experts": kept if takes_all else min(self.n_experts, 4),
+                "d_expert": min(self.d_expert, 32),
+                "n_shared_experts": min(self.n_shared_experts, 2),
+            }
+        )
+
     def build(self, d_model: int) -> "MoE":
         return MoE(self, d_model)
 

@@ -16,7 +16,12 @@ from torch import Tensor
 from mixlab.core.errors import Rule
 from mixlab.nn.linear import Linear
 from mixlab.nn.norm import RMSNorm
-from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.base import (
+    SMALL_HEAD_DIM,
+    MixerOutput,
+    SequenceMixer,
+    SequenceMixerConfig,
+)
 from mixlab.ops.attention import Backend, attention
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.packing import Packing
@@ -73,6 +78,29 @@ class AttentionConfig(SequenceMixerConfig):
             )  # fmt: skip
         return self
 
+    def shrunk(self, len_frac: float) -> "AttentionConfig":
+        groups = min(self.kv_heads, 2)
+        window = self.window
+        if window is not None:
+            # Not down to 1, which leaves queries and keys without effect.
+            window = max(min(window, 2), round(window * len_frac))
+        return self.model_copy(
+            update={
+                "n_heads": groups * min(self.n_heads // self.kv_heads, 2),
+                "n_kv_heads": groups if self.n_kv_heads is not None else None,
+                "head_dim": self._small_head_dim(),
+                "window": window,
+            }
+        )
+
+    def _small_head_dim(self) -> int:
+        """The smallest width whose turned part is even, and there if it was."""
+        for width in range(min(SMALL_HEAD_DIM, self.head_dim), self.head_dim):
+            turned = round(width * self.rope_frac)
+            if turned % 2 == 0 and bool(turned) == bool(self.rope_dim):
+                return width
+        return self.head_dim
+
     def build(self, d_model: int) -> "Attention":
         return Attention(self, d_model)
 
@@ -111,11 +139,14 @@ class AttentionState(NamedTuple):
 
 
 class Attention(SequenceMixer):
-    """Softmax attention over the earlier tokens of the same document."""
+    """Softmax attention over the earlier tokens of the same document.
 
-    def __init__(self, cfg: AttentionConfig, d_model: int) -> None:
+    With `causal=False`, over the whole row, later tokens included: for models that answer at once.
+    """
+
+    def __init__(self, cfg: AttentionConfig, d_model: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.causal = cfg, causal
         q_width, kv_width = cfg.n_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
         self.q_proj = Linear(d_model, q_width, bias=cfg.bias)
         self.k_proj = Linear(d_model, kv_width, bias=cfg.bias)
@@ -162,7 +193,7 @@ class Attention(SequenceMixer):
 
         o = attention(
             q=q, k=k, v=v, scale=cfg.head_dim**-0.5, window=cfg.window, packing=packing,
-            backend=cfg.backend,
+            backend=cfg.backend, causal=self.causal,
         ).flatten(-2)  # fmt: skip  # (B, T, HK)
         if self.g_proj is not None:
             o = o * self.g_proj(x).sigmoid()

@@ -5,13 +5,16 @@ token). A mixer knows nothing of its layer number, the optimizer or the model ar
 Shapes: B batch, T tokens, D d_model.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mixlab.core.config import Config
 from mixlab.ops.packing import Packing
+
+SMALL_HEAD_DIM = 16
+"""Channels of a head in a shrunk mixer; even, so that rotary pairs fit."""
 
 
 class MixerOutput(NamedTuple):
@@ -27,6 +30,13 @@ class SequenceMixerConfig(Config):
 
     def check(self, d_model: int) -> None:
         """Raise `Rule` where the settings do not fit a stream of this width."""
+
+    def shrunk(self, len_frac: float) -> Self:
+        """The same kind with every switch as it is, but a few narrow heads (for `--smoke`, checks).
+
+        `len_frac` is by how much sequences get shorter; widths go down to about `SMALL_HEAD_DIM`.
+        """
+        return self
 
     def build(self, d_model: int) -> "SequenceMixer":
         raise NotImplementedError(type(self).__name__)

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from mixlab.core.errors import Rule
 from mixlab.nn.linear import Linear
 from mixlab.nn.norm import GatedRMSNorm, RMSNorm
-from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.base import (
+    SMALL_HEAD_DIM,
+    MixerOutput,
+    SequenceMixer,
+    SequenceMixerConfig,
+)
 from mixlab.nn.short_conv import ShortConv
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.gated_delta_rule import Backend, gated_delta_rule, pick_backend
@@ -89,6 +94,18 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
             BackendError: the backend asked for by name cannot run there.
         """
         return pick_backend(self.backend, device, dtype, k_dim=self.head_dim, v_dim=self.v_dim)
+
+    def shrunk(self, len_frac: float) -> "GatedDeltaNetConfig":
+        heads = min(self.n_heads, 2)
+        change: dict[str, int] = {"n_heads": heads}
+        if self.n_v_heads is not None:
+            change["n_v_heads"] = heads * min(self.n_v_heads // self.n_heads, 2)
+        if self.backend != "flash_qla":  # which takes heads of one width only
+            change["head_dim"] = min(self.head_dim, SMALL_HEAD_DIM)
+            if self.v_head_dim is not None:
+                scaled = self.v_head_dim * change["head_dim"] // self.head_dim
+                change["v_head_dim"] = max(1, min(self.v_head_dim, scaled))
+        return self.model_copy(update=change)
 
     def build(self, d_model: int) -> "GatedDeltaNet":
         return GatedDeltaNet(self, d_model)

@@ -18,7 +18,12 @@ from mixlab.core.errors import Rule
 from mixlab.nn.linear import Linear
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers.attention import mean_keys
-from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.base import (
+    SMALL_HEAD_DIM,
+    MixerOutput,
+    SequenceMixer,
+    SequenceMixerConfig,
+)
 from mixlab.ops.attention import Backend
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.latent_attention import Backend as LatentBackend
@@ -68,6 +73,19 @@ class MLAConfig(SequenceMixerConfig):
                 f"The next one is {self.qk_rope_head_dim + 1}.",
             )  # fmt: skip
         return self
+
+    def shrunk(self, len_frac: float) -> "MLAConfig":
+        small = SMALL_HEAD_DIM
+        return self.model_copy(
+            update={
+                "n_heads": min(self.n_heads, 2),
+                "q_lora_rank": self.q_lora_rank and min(self.q_lora_rank, small),
+                "kv_lora_rank": min(self.kv_lora_rank, small),
+                "qk_nope_head_dim": min(self.qk_nope_head_dim, small),  # 0 stays 0
+                "qk_rope_head_dim": min(self.qk_rope_head_dim, small),
+                "v_head_dim": min(self.v_head_dim, small),
+            }
+        )
 
     def build(self, d_model: int) -> "MLA":
         return MLA(self, d_model)

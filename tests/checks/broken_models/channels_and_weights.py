@@ -40,7 +40,7 @@ def dead_parameter():
 
 def dead_expert():
     """One expert that the router can never choose."""
-    model = sound_model(channel="moe with bias")
+    model = sound_model(channel="moe bias")
     model.blocks[0].channel_mixer.gate.e_score_correction_bias[3] = -100.0
     return model
 
@@ -68,5 +68,5 @@ def loud_start():
     """Logits of a standard deviation of 5 before anything was learned."""
     model = sound_model(tie_embeddings=False)
     with torch.no_grad():
-        model.lm_head.weight.mul_(5)
+        model.lm_head.weight.mul_(50)  # it starts with a standard deviation of 0.02
     return model

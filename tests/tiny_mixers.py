@@ -22,6 +22,10 @@ SEQUENCE = {
             "n_heads": 2, "kv_lora_rank": 6, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2,
             "v_head_dim": 3,
         },
+        "no content": {
+            "n_heads": 2, "kv_lora_rank": 8, "qk_nope_head_dim": 0, "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+        },
         "query latent": {
             "n_heads": 2, "q_lora_rank": 5, "kv_lora_rank": 6, "qk_nope_head_dim": 4,
             "qk_rope_head_dim": 2, "v_head_dim": 4, "bias": True,
@@ -36,6 +40,11 @@ CHANNEL = {
         "shared": {
             "n_experts": 4, "n_active_experts": 1, "d_expert": 8, "norm_topk_prob": False,
             "n_shared_experts": 1, "shared_expert_gate": True, "bias_update_rate": 0.01,
+        },
+        "bias": {
+            "n_experts": 6, "n_active_experts": 2, "d_expert": 8, "scores": "sigmoid",
+            "bias_update_rate": 0.01, "n_shared_experts": 1, "activation": "silu",
+            "z_loss_weight": 0.001,
         },
     },
 }  # fmt: skip
