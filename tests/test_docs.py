@@ -368,8 +368,8 @@ for words in {commands!r}:
     except SystemExit as ended:
         assert not ended.code, words
 import pytest
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", ".", "-o", "pythonpath=tests", *{tests!r}, "-k",
-                      "fading_mean or every_entry"]))
+options = ["-q", "-p", "no:cacheprovider", "--rootdir", ".", "-o", "pythonpath=tests"]
+sys.exit(pytest.main([*options, *{tests!r}, "-k", "fading_mean or every_entry"]))
 """
 
 
