@@ -1,0 +1,71 @@
+"""Sequence mixers for rows that are seen as a whole: every position may use every other.
+
+Attention leaves out its mask and the token-mixing MLP never had one. A mixer that only runs
+forwards is run in both directions with the same weights, and the two results are averaged.
+Shapes: B batch, T positions, D d_model.
+"""
+
+from torch import Tensor
+
+from mixlab.core.errors import Rule
+from mixlab.core.registry import Registry
+from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
+from mixlab.nn.sequence_mixers.attention import Attention, AttentionConfig
+from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.nn.sequence_mixers.token_mlp import TokenMLP, TokenMLPConfig
+from mixlab.ops.packing import Packing
+
+WHOLE_ROW_MIXERS: Registry[SequenceMixerConfig] = Registry(
+    {**{name: SEQUENCE_MIXERS[name] for name in SEQUENCE_MIXERS}, "token_mlp": TokenMLPConfig}
+)
+
+
+class BothWays(SequenceMixer):
+    """A causal mixer run forwards and backwards over the row with the same weights."""
+
+    def __init__(self, mixer: SequenceMixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, state: None = None, packing: Packing | None = None) -> MixerOutput:
+        assert state is None and packing is None, "a row is whole and by itself"
+        forwards = self.mixer(x).y
+        backwards = self.mixer(x.flip(1)).y.flip(1)
+        return MixerOutput((forwards + backwards) / 2, None)
+
+
+def check_whole_row(cfg: SequenceMixerConfig, d_model: int) -> None:
+    """Raise `Rule` where the settings do not fit rows that are seen as a whole."""
+    if isinstance(cfg, TokenMLPConfig):
+        return
+    cfg.check(d_model)
+    if isinstance(cfg, AttentionConfig) and cfg.window is not None:
+        raise Rule(
+            "window", cfg.window, "no window: every position of a puzzle sees every other",
+            "Leave it out.",
+        )  # fmt: skip
+
+
+def build_whole_row(cfg: SequenceMixerConfig, d_model: int, length: int) -> SequenceMixer:
+    """The mixer for rows of `length` positions."""
+    if isinstance(cfg, TokenMLPConfig):
+        return TokenMLP(cfg, length)
+    if isinstance(cfg, AttentionConfig):
+        return Attention(cfg, d_model, causal=False)
+    return BothWays(cfg.build(d_model))
+
+
+def whole_row_params(cfg: SequenceMixerConfig, d_model: int, length: int) -> int:
+    """Trainable numbers."""
+    return 3 * length * cfg.d_ff if isinstance(cfg, TokenMLPConfig) else cfg.n_params(d_model)
+
+
+def whole_row_flops_per_token(cfg: SequenceMixerConfig, d_model: int, length: int) -> float:
+    """Forward FLOPs of the matrix products per position; a multiply-add counts 2."""
+    if isinstance(cfg, TokenMLPConfig):
+        return 6 * cfg.d_ff * d_model
+    causal = cfg.flops_per_token(d_model, length)
+    if not isinstance(cfg, AttentionConfig):
+        return 2 * causal
+    unseen_keys = length - (length + 1) / 2  # that causality would have hidden, on average
+    return causal + 4 * cfg.n_heads * cfg.head_dim * unseen_keys

@@ -1,0 +1,50 @@
+"""A gated MLP along the positions of a row: the token mixer of MLP-Mixer and of TRM.
+
+    y = down(silu(gate(x^T)) * up(x^T))^T
+
+Source: MLP-Mixer [arXiv:2105.01601]; with a SwiGLU in TRM [arXiv:2510.04871].
+Cost:   O(T) time per token with weights of its own for every position, so rows have one length.
+Shapes: B batch, T positions, D d_model.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import PositiveInt
+from torch import Tensor
+
+from mixlab.core.errors import Rule
+from mixlab.nn.linear import Linear
+from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.ops.packing import Packing
+
+
+class TokenMLPConfig(SequenceMixerConfig):
+    """Gated MLP over the positions of a row; every token sees every other, so never causal."""
+
+    kind: Literal["token_mlp"] = "token_mlp"
+    d_ff: PositiveInt
+    """Width between the projections."""
+
+    def check(self, d_model: int) -> None:
+        raise Rule(
+            "kind", "token_mlp",
+            "a causal mixer; in a token-mixing MLP every token sees later ones",
+            "It may stand in a run of kind refine, whose model answers all positions at once.",
+        )  # fmt: skip
+
+
+class TokenMLP(SequenceMixer):
+    """The mixer for rows of `length` positions."""
+
+    def __init__(self, cfg: TokenMLPConfig, length: int) -> None:
+        super().__init__()
+        self.gate_proj = Linear(length, cfg.d_ff)
+        self.up_proj = Linear(length, cfg.d_ff)
+        self.down_proj = Linear(cfg.d_ff, length)
+
+    def forward(self, x: Tensor, state: None = None, packing: Packing | None = None) -> MixerOutput:
+        assert state is None and packing is None, "a row is whole and by itself"
+        x = x.transpose(1, 2)  # (B, D, T)
+        y = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return MixerOutput(y.transpose(1, 2), None)
