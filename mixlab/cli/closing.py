@@ -18,6 +18,8 @@ def closing_text(result: "RunResult") -> str:
             f"Stopped after step {summary['steps']} of {summary['planned_steps']}; everything is "
             f"saved.\nGo on with: mixlab train --resume {run.path}"
         )
+    if "refinement" in summary:
+        return _refinement(result)
     lines = [_figures(summary), f"Curves: {run.curves_path}", f"Report: {run.report_path}"]
     for row in run.read_jsonl("samples.jsonl")[:1]:
         text = (row["prompt"] + row["text"])[:SAMPLE_CHARS]
@@ -27,6 +29,32 @@ def closing_text(result: "RunResult") -> str:
         "",
         "Next:",
         f'  mixlab generate {run.path} --prompt "import "',
+        f"  mixlab extend {run.path} --steps {2 * summary['steps']}",
+        "  mixlab list recipes",
+    ]
+    return "\n".join(lines)
+
+
+def _refinement(result: "RunResult") -> str:
+    run, summary = result.run, result.summary
+    test, eager = summary["test"], summary["refinement"].get("early_exit")
+    lines = [
+        f"Trained {units.count(summary['n_params'])} parameters in "
+        f"{units.duration(summary['train_s'])}.",
+        f"Test puzzles: {units.percent(test['exact_accuracy'])} solved after "
+        f"{test['reasoning_steps']:g} segments each.",
+    ]
+    if eager is not None:
+        lines.append(
+            f"With early exit: {units.percent(eager['exact_accuracy'])} after "
+            f"{eager['reasoning_steps']:.2f} segments on average."
+        )
+    pictures = ", ".join(str(path) for path in sorted(run.plots_path.glob("*.png")))
+    lines += [
+        f"Pictures: {pictures}",
+        f"Report: {run.report_path}",
+        "",
+        "Next:",
         f"  mixlab extend {run.path} --steps {2 * summary['steps']}",
         "  mixlab list recipes",
     ]

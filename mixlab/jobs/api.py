@@ -5,19 +5,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixlab.core.config import decode, merge, read_yaml
+from mixlab.core.config import merge, read_yaml
 from mixlab.core.errors import LabError
 from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
 from mixlab.infer.sampler import SamplingConfig
-from mixlab.jobs.config import RunConfig
+from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.trained import TrainedModel, open_trained, sampling_of
 
 __all__ = ["Run", "RunConfig", "open_run", "recipe", "train"]
 
 
-def recipe(name_or_file: str | Path, /, **overrides: Any) -> RunConfig:
+def recipe(name_or_file: str | Path, /, **overrides: Any) -> AnyRunConfig:
     """A packaged recipe or a YAML file as a config, with changes laid over it.
 
     Changes are nested like the config, or name one key with double underscores for the dots:
@@ -41,11 +41,11 @@ def recipe(name_or_file: str | Path, /, **overrides: Any) -> RunConfig:
         for parent in reversed(parents):
             change = {parent: change}
         tree = merge(tree, change)
-    return decode(RunConfig, tree)
+    return decode_config(tree)
 
 
 def train(
-    config: RunConfig, *, run_dir: str | Path | None = None, screen: Screen | None = None
+    config: AnyRunConfig, *, run_dir: str | Path | None = None, screen: Screen | None = None
 ) -> "Run":
     """Train a config into a new run folder (default: runs/NAME, runs/NAME-2, ...).
 
@@ -56,7 +56,7 @@ def train(
     """
     from mixlab.jobs.train import start_run
 
-    if not isinstance(config, RunConfig):
+    if not isinstance(config, RunConfig | RefineRunConfig):
         raise LabError(
             f"config = {config!r}: expected what mixlab.recipe(...) returns, such as "
             'mixlab.train(mixlab.recipe("quickstart")).'
@@ -89,9 +89,9 @@ class Run:
         return self._folder.path
 
     @property
-    def config(self) -> RunConfig:
+    def config(self) -> AnyRunConfig:
         """The config that the run was trained with, settled."""
-        return decode(RunConfig, read_yaml(self._folder.config_path))
+        return decode_config(read_yaml(self._folder.config_path))
 
     @property
     def metrics(self) -> Columns:

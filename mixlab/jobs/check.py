@@ -22,7 +22,7 @@ from mixlab.data.context import context_figures
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData
 from mixlab.data.split import SPLITS
-from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.config import RefineRunConfig, RunConfig, load_config
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, prepare_data
 from mixlab.jobs.smoke import SEQ_LEN, shrink_model
@@ -92,10 +92,16 @@ def check(
                 f"{overrides[0]}: expected no changes for the run {recipe_or_run}, whose weights "
                 "belong to its own config. Give a recipe to try changes on."
             )
-        context, size = _of_run(RunDir.open(recipe_or_run), screen, notes)
+        run = RunDir.open(recipe_or_run)
+        config = load_config(str(run.config_path))
+        if isinstance(config, RefineRunConfig):
+            return _check_refiner(config)
+        context, size = _of_run(run, screen, notes)
         name = recipe_or_run
     else:
         config = load_config(recipe_or_run, overrides)
+        if isinstance(config, RefineRunConfig):
+            return _check_refiner(config)
         data = prepare_data(config, screen) if with_data else None
         context, size = _of_config(config, data)
         name = config.name
@@ -105,6 +111,12 @@ def check(
             results += run_checks([entry], context)
             advance(1)
     return CheckReport(name, size, results, time.perf_counter() - start, notes)
+
+
+def _check_refiner(config: RefineRunConfig) -> CheckReport:
+    from mixlab.jobs.refine.checks import check_refiner  # it builds on this module
+
+    return check_refiner(config)
 
 
 def check_before_training(run: RunDir, session: Session, screen: Screen) -> None:

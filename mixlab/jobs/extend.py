@@ -4,13 +4,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixlab.core.config import decode, dump_yaml, read_yaml, to_tree
+from mixlab.core.config import dump_yaml, read_yaml, to_tree
 from mixlab.core.errors import CheckpointError, RunError
 from mixlab.core.run_dir import RunDir
-from mixlab.jobs.config import RunConfig
+from mixlab.jobs.config import AnyRunConfig, decode_config
 from mixlab.jobs.device import settle_hardware
+from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.screen import PlainScreen, Screen
-from mixlab.jobs.session import prepare_data
 from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.config import TrainConfig
@@ -70,7 +70,7 @@ def extend_run(
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
-    config = decode(RunConfig, read_yaml(parent.config_path))
+    config = decode_config(read_yaml(parent.config_path))
     saved = checkpoints.steps(parent.checkpoints_path)
     if not saved:
         raise CheckpointError(f"run {path}: has no checkpoint to go on from.")
@@ -83,10 +83,10 @@ def extend_run(
     train = config.train.model_copy(
         update={"length": Length(n_steps, "steps"), "bridge": start.bridge}
     )
-    child_config = decode(RunConfig, {**to_tree(config), "train": to_tree(train)})
+    child_config = decode_config({**to_tree(config), "train": to_tree(train)})
     checkpoint = checkpoints.load(checkpoints.step_path(parent.checkpoints_path, start.step))
     hardware = settle_hardware(child_config.train)
-    data = prepare_data(child_config, screen)
+    data = kind_of(child_config).prepare_data(child_config, screen)
     refuse_other_text(parent, data)
     child_path = run_dir or path.with_name(f"{path.name}-to-{n_steps}")
     child = RunDir.create(child_path)
@@ -120,7 +120,7 @@ def _explain(path: Path, start: Start, n_steps: int) -> str:
     return text + f"; {start.bridge.n_steps} updates lead it to the new schedule."
 
 
-def _parent_facts(parent: RunDir, start: Start, config: RunConfig) -> dict[str, Any]:
+def _parent_facts(parent: RunDir, start: Start, config: AnyRunConfig) -> dict[str, Any]:
     return {
         "path": str(parent.path.resolve()),
         "name": config.name,

@@ -1,5 +1,6 @@
 """What a sitting leaves behind: test figures, samples, summary, pictures and the report."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mixlab.core.run_dir import RunDir
@@ -11,6 +12,7 @@ from mixlab.jobs.session import Session
 from mixlab.report.experts import write_experts_picture
 from mixlab.report.markdown import write_report
 from mixlab.report.plots import write_training_curves
+from mixlab.report.refinement import write_refinement_pictures
 from mixlab.training.loop import Outcome
 
 PROMPT_CHARS = 48
@@ -18,9 +20,18 @@ PROMPT_CHARS = 48
 
 
 def finish(
-    run: RunDir, session: Session, outcome: Outcome, command: str, screen: Screen
+    run: RunDir,
+    session: Session,
+    outcome: Outcome,
+    command: str,
+    screen: Screen,
+    *,
+    conclude: Callable[[RunDir, Any, int, Screen], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Write summary.json, plots/, and, at the end of the run, samples and report.md."""
+    """Write summary.json, plots/, and, at the end of the run, report.md and what `conclude` adds.
+
+    `conclude` measures what is measured once, at the end; what it returns goes into the summary.
+    """
     progress = outcome.progress
     is_over = outcome.status != "interrupted"
     evals = run.read_jsonl("evals.jsonl")
@@ -40,18 +51,25 @@ def finish(
     if parent is not None:
         summary["parent"] = {"run": parent["path"], "step": parent["step"]}
     if is_over:
-        with screen.task("Measuring the test split", None):
-            summary["test"] = session.evaluate("test")
-        with screen.task("Writing samples", None):
-            _write_samples(run, session, progress.step)
-        if has_experts(session):
-            with screen.task("Asking the experts which tokens they take", None):
-                write_expert_choice(run, session, progress.step)
+        summary.update(conclude(run, session, progress.step, screen))
     run.write_json("summary.json", summary)
     write_training_curves(run)
     write_experts_picture(run)
+    write_refinement_pictures(run)
     write_report(run)
     return summary
+
+
+def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[str, Any]:
+    """The last words of a language model: test figures, samples, the experts' choice."""
+    with screen.task("Measuring the test split", None):
+        test = session.evaluate("test")
+    with screen.task("Writing samples", None):
+        _write_samples(run, session, step)
+    if has_experts(session):
+        with screen.task("Asking the experts which tokens they take", None):
+            write_expert_choice(run, session, step)
+    return {"test": test}
 
 
 def facts(session: Session, command: str) -> dict[str, Any]:
@@ -75,6 +93,7 @@ def finish_failed(run: RunDir, session: Session, error: str, command: str) -> No
     run.write_json("summary.json", {"status": "failed", "error": error, **facts(session, command)})
     write_training_curves(run)
     write_experts_picture(run)
+    write_refinement_pictures(run)
     write_report(run)
 
 

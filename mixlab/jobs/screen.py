@@ -43,6 +43,12 @@ def status_text(row: Row, n_steps: int, eta_s: float | None) -> str:
 
 def evaluation_text(row: Row, context: Row) -> str:
     """One evaluation in one line, beside the entropy that no context-free model can beat."""
+    if "exact_accuracy" in row:
+        return (
+            f"step {row['step']}: {units.percent(row['exact_accuracy'])} of the validation puzzles"
+            f" solved, {units.percent(row['blank_accuracy'])} of their blanks right, loss"
+            f" {row['loss_nats']:.4f} nats after {row['reasoning_steps']:g} segments"
+        )
     return (
         f"step {row['step']}: validation loss {row['loss_nats']:.4f} nats"
         f" ({row['bits_per_byte']:.3f} bits/byte), accuracy {units.percent(row['accuracy'])},"

@@ -8,6 +8,7 @@ import torch
 
 from mixlab.core.errors import ConfigError
 from mixlab.core.provenance import memory_bytes
+from mixlab.core.run_dir import RunDir
 from mixlab.core.units import count, size
 from mixlab.data.context import context_figures
 from mixlab.data.loader import Loader
@@ -63,18 +64,24 @@ def require_memory(config: RunConfig, hardware: Hardware) -> None:
         ConfigError: names the sizes. Activations are left out: they depend on too much to refuse
             a run for their estimate.
     """
+    n_params = model_budget(config.model, config.data.seq_len).n_params
+    require_memory_for(n_params, config.train, hardware, "model.d_model, model.n_layers or "
+                       "model.vocab_size")  # fmt: skip
+
+
+def require_memory_for(n_params: int, train: TrainConfig, hardware: Hardware, knobs: str) -> None:
+    """See `require_memory`; `knobs` names what to lower."""
     if hardware.device.type == "cuda":
         available = torch.cuda.get_device_properties(hardware.device).total_memory
     else:
         available = memory_bytes()
-    n_params = model_budget(config.model, config.data.seq_len).n_params
-    needed = n_params * (8 + optimizer_bytes_per_param(config.train))
+    needed = n_params * (8 + optimizer_bytes_per_param(train))
     if available is not None and needed > available:
         raise ConfigError(
             "model", f"{count(n_params)} parameters",
             f"a model that fits into {size(available)} of memory; training this one takes "
             f"{size(needed)} before any activation",
-            "Lower model.d_model, model.n_layers or model.vocab_size.",
+            f"Lower {knobs}.",
         )  # fmt: skip
 
 
@@ -112,6 +119,10 @@ class Session:
                 metrics = evaluate(self.model, batches, token_bytes, compute_dtype=dtype)
         weights = "raw" if self.ema is None else "ema"
         return {"split": split, **metrics._asdict(), "weights": weights}
+
+    def save_assets(self, run: RunDir) -> None:
+        """What a reader of the run needs besides its weights."""
+        self.data.tokenizer.save(run.path / "tokenizer.json")
 
     def plan(self, n_steps: int) -> Plan:
         """What the loop needs to know."""
@@ -188,21 +199,7 @@ def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) 
     batches and scaled.
     """
     session = open_session(config, data, hardware)
-    train = config.train
-    times = []
-    with torch.random.fork_rng():
-        for i in range(7):
-            start = time.perf_counter()
-            metrics = update(
-                session.objective,
-                session.optimizer,
-                i * train.batch_size,
-                lr_factor=0.0,
-                max_grad_norm=train.max_grad_norm,
-            )
-            float(metrics.loss_nats)  # waits for the device
-            if i >= 2:
-                times.append(time.perf_counter() - start)
+    per_update = update_seconds(session.objective, session.optimizer, config.train)
     n_timed = min(2 * config.eval.batch_size, session.n_eval_windows)
     start = time.perf_counter()
     evaluate(
@@ -212,7 +209,26 @@ def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) 
         compute_dtype=hardware.compute_dtype,
     )
     evaluation = (time.perf_counter() - start) * session.n_eval_windows / n_timed
-    return sorted(times)[len(times) // 2] + evaluation / config.eval.every
+    return per_update + evaluation / config.eval.every
+
+
+def update_seconds(objective: Objective, optimizer: Optimizer, train: TrainConfig) -> float:
+    """The median time of five updates after two that warm up; nothing is learnt."""
+    times = []
+    with torch.random.fork_rng():
+        for i in range(7):
+            start = time.perf_counter()
+            metrics = update(
+                objective,
+                optimizer,
+                i * train.batch_size,
+                lr_factor=0.0,
+                max_grad_norm=train.max_grad_norm,
+            )
+            float(metrics.loss_nats)  # waits for the device
+            if i >= 2:
+                times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
 
 
 def optimizer_bytes_per_param(train: TrainConfig) -> int:

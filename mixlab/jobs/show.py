@@ -6,7 +6,7 @@ from pathlib import Path
 from mixlab.core import units
 from mixlab.core.config import dump_yaml, to_tree
 from mixlab.core.run_dir import is_run
-from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, load_config
 from mixlab.jobs.session import optimizer_bytes_per_param
 from mixlab.nn.budget import model_budget, state_bytes, training_memory_bytes
 
@@ -38,8 +38,12 @@ def describe_recipe(recipe: str, overrides: list[str]) -> Description:
     return describe(config)
 
 
-def describe(config: RunConfig) -> Description:
+def describe(config: AnyRunConfig) -> Description:
     """Explain a config."""
+    if isinstance(config, RefineRunConfig):
+        from mixlab.jobs.refine.show import describe_refiner  # it builds on this module
+
+        return describe_refiner(config)
     model, train, seq_len = config.model, config.train, config.data.seq_len
     budget = model_budget(model, seq_len)
     micro_tokens = (train.micro_batch_size or train.batch_size) * seq_len

@@ -10,25 +10,17 @@ from typing import Any
 
 import torch
 
-from mixlab.core.config import decode, diff, dump_yaml, read_yaml, to_tree
+from mixlab.core.config import diff, dump_yaml, override, read_yaml, to_tree
 from mixlab.core.errors import CheckpointError, ConfigError, RunError
 from mixlab.core.provenance import command_line, environment
 from mixlab.core.recipes import load_recipe
 from mixlab.core.run_dir import RunDir
-from mixlab.data.prepare import PreparedData
-from mixlab.jobs.check import check_before_training
-from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config, load_config
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
+from mixlab.jobs.kinds import AnyData, AnySession, kind_of
 from mixlab.jobs.recorder import RunRecorder, restore
 from mixlab.jobs.screen import PlainScreen, Screen
-from mixlab.jobs.session import (
-    Session,
-    open_session,
-    prepare_data,
-    require_memory,
-    seconds_per_step,
-)
 from mixlab.jobs.signals import stop_on_signals
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.length import Length
@@ -49,7 +41,7 @@ class RunResult:
 
 
 def start_run(
-    recipe: str | RunConfig,
+    recipe: str | AnyRunConfig,
     overrides: Sequence[str] = (),
     *,
     run_dir: Path | None = None,
@@ -62,7 +54,8 @@ def start_run(
         LabError: anything that the user can set right, before compute is spent wherever possible.
     """
     screen = screen or PlainScreen()
-    request = recipe if isinstance(recipe, RunConfig) else load_config(recipe, overrides)
+    is_config = isinstance(recipe, RunConfig | RefineRunConfig)
+    request = recipe if is_config else load_config(recipe, overrides)
     if run_dir is not None and run_dir.exists():
         raise RunError(
             f"run folder {run_dir}: expected a name that does not exist yet. Go on with that run "
@@ -76,8 +69,9 @@ def start_run(
         )  # fmt: skip
     check_mirrors(request.log.mirrors)
     hardware = settle_hardware(request.train)
-    require_memory(request, hardware)
-    data = prepare_data(request, screen)
+    kind = kind_of(request)
+    kind.require_memory(request, hardware)
+    data = kind.prepare_data(request, screen)
     config = settle(request, data, hardware)
     run = RunDir.create(run_dir) if run_dir is not None else RunDir.create_next(RUNS, config.name)
     with run.lock():
@@ -106,7 +100,7 @@ def resume_run(
     screen = screen or PlainScreen()
     run = RunDir.open(path)
     with run.lock():
-        config = decode(RunConfig, read_yaml(run.config_path))
+        config = decode_config(read_yaml(run.config_path))
         if recipe is not None or overrides:
             _refuse_changes(run, recipe, overrides)
         summary = run.read_json("summary.json") or {}
@@ -117,7 +111,7 @@ def resume_run(
             )
         check_mirrors(config.log.mirrors)
         hardware = settle_hardware(config.train)
-        data = prepare_data(config, screen)
+        data = kind_of(config).prepare_data(config, screen)
         refuse_other_text(run, data)
         checkpoint = find_checkpoint(run, at_step)
         if checkpoint is not None:
@@ -127,14 +121,11 @@ def resume_run(
         return run_sitting(run, config, data, hardware, progress, checkpoint, screen, command)
 
 
-def settle(request: RunConfig, data: PreparedData, hardware: Hardware) -> RunConfig:
+def settle(request: AnyRunConfig, data: AnyData, hardware: Hardware) -> AnyRunConfig:
     """The config with device, precision and length decided; it reproduces the run."""
-    from mixlab.nn.budget import model_budget
-
-    length = request.train.length
-    timed = seconds_per_step(request, data, hardware) if length.unit == "seconds" else None
-    flops = model_budget(request.model, request.data.seq_len).train_flops_per_token
-    n_steps = length.n_steps(request.tokens_per_step, flops, timed)
+    length, kind = request.train.length, kind_of(request)
+    timed = kind.seconds_per_step(request, data, hardware) if length.unit == "seconds" else None
+    n_steps = length.n_steps(request.tokens_per_step, kind.flops_per_token(request), timed)
     train = request.train.model_copy(
         update={
             "length": Length(n_steps, "steps"),
@@ -142,7 +133,7 @@ def settle(request: RunConfig, data: PreparedData, hardware: Hardware) -> RunCon
             "precision": hardware.precision,
         }
     )
-    return decode(RunConfig, {**to_tree(request), "train": to_tree(train)})
+    return decode_config({**to_tree(request), "train": to_tree(train)})
 
 
 def find_checkpoint(run: RunDir, at_step: int | None) -> checkpoints.Checkpoint | None:
@@ -163,8 +154,8 @@ def find_checkpoint(run: RunDir, at_step: int | None) -> checkpoints.Checkpoint 
 
 def run_sitting(
     run: RunDir,
-    config: RunConfig,
-    data: PreparedData,
+    config: AnyRunConfig,
+    data: AnyData,
     hardware: Hardware,
     progress: Progress,
     checkpoint: checkpoints.Checkpoint | None,
@@ -174,10 +165,10 @@ def run_sitting(
     """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        session = open_session(config, data, hardware)
+        session = kind_of(config).open_session(config, data, hardware)
         command = command or command_line(sys.argv)
         _record_start(run, session, command, progress)
-        check_before_training(run, session, screen)
+        kind_of(config).check_before_training(run, session, screen)
         mirrors = Mirrors.open(
             config.log.mirrors,
             MirroredRun(
@@ -212,7 +203,8 @@ def run_sitting(
             raise error from None
         finally:
             mirrors.close()
-        summary = finish(run, session, outcome, command, screen)
+        conclude = kind_of(config).conclude
+        summary = finish(run, session, outcome, command, screen, conclude=conclude)
         signal = stop.signal if outcome.status == "interrupted" else None
         return RunResult(run, outcome.status, summary, signal)
 
@@ -227,12 +219,12 @@ def _keep(notes: list[str], screen: Screen) -> Callable[[str], None]:
     return warn
 
 
-def _record_start(run: RunDir, session: Session, command: str, progress: Progress) -> None:
+def _record_start(run: RunDir, session: AnySession, command: str, progress: Progress) -> None:
     facts = environment(command, describe(session.hardware.device))
     if progress.step == 0 or not run.environment_path.exists():
         run.write_json("environment.json", facts)
         run.write_json("data.json", session.data.manifest)
-        session.data.tokenizer.save(run.path / "tokenizer.json")
+        session.save_assets(run)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run.append(
         "sittings.jsonl", {"from_step": progress.step, "started": started, "environment": facts}
@@ -256,13 +248,8 @@ def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -
     """Hold a config that was given again against the one that the run was started with."""
     request_path = run.path / "request.yaml"
     before = read_yaml(request_path if request_path.exists() else run.config_path)
-    if recipe is None:
-        from mixlab.core.config import override
-
-        again = override(before, overrides)
-    else:
-        again = load_recipe(recipe, overrides)
-    changes = diff(before, to_tree(decode(RunConfig, again)))
+    again = override(before, overrides) if recipe is None else load_recipe(recipe, overrides)
+    changes = diff(before, to_tree(decode_config(again)))
     if changes:
         raise RunError(
             f"run {run.path}: cannot be resumed with another config. It differs in "
@@ -270,9 +257,9 @@ def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -
         )
 
 
-def _refuse_edits(run: RunDir, config: RunConfig, checkpoint: checkpoints.Checkpoint) -> None:
+def _refuse_edits(run: RunDir, config: AnyRunConfig, checkpoint: checkpoints.Checkpoint) -> None:
     """Hold config.yaml against the config that the checkpoint was made with."""
-    before = to_tree(decode(RunConfig, checkpoint.state["config"]))
+    before = to_tree(decode_config(checkpoint.state["config"]))
     changes = diff(before, to_tree(config))
     if changes:
         raise RunError(
@@ -297,7 +284,7 @@ def _forget_the_end(run: RunDir, at_step: int | None) -> None:
         checkpoints.prune(folder, [step for step in checkpoints.steps(folder) if step <= at_step])
 
 
-def refuse_other_text(run: RunDir, data: PreparedData) -> None:
+def refuse_other_text(run: RunDir, data: AnyData) -> None:
     """A run goes on only with the very tokens that it began with."""
     before = run.read_json("data.json")
     if before is None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from mixlab.core.config import decode, read_yaml
-from mixlab.core.errors import CheckpointError, LabError
+from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.core.run_dir import RunDir
 from mixlab.data.tokenizers.base import Tokenizer, load_tokenizer
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
-from mixlab.jobs.config import RunConfig
+from mixlab.jobs.config import RunConfig, decode_config
 from mixlab.nn.language_model import LanguageModel, build_model
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.optimizers.base import copy_exactly
@@ -87,7 +87,12 @@ def open_trained(path: Path | str, which: str = "best") -> TrainedModel:
         CheckpointError: no such checkpoint, or it is damaged.
     """
     run = RunDir.open(path)
-    config = decode(RunConfig, read_yaml(run.config_path))
+    config = decode_config(read_yaml(run.config_path))
+    if not isinstance(config, RunConfig):
+        raise RunError(
+            f"run {run.path}: is of kind {config.kind}, which solves puzzles and writes no text. "
+            f"Its answers are in {run.report_path.name} and the pictures beside it."
+        )
     loaded = checkpoints.load(_find(run, which))
     model = build_model(config.model, config.seed)
     checkpoints.load_module(model, loaded.tensors["model"])

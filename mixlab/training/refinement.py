@@ -41,8 +41,8 @@ class Stream(Protocol):
 class Carry(NamedTuple):
     """What belongs to the examples in the batch, one row each."""
 
-    z_H: Tensor  # noqa: N815  (B, R + L, D)
-    z_L: Tensor  # noqa: N815  (B, R + L, D)
+    z_H: Tensor
+    z_L: Tensor
     steps: Tensor  # (B,) int64, segments done
     halted: Tensor  # (B,) bool, to be replaced before the next segment
     least: Tensor  # (B,) int64, segments that exploration asks of this example

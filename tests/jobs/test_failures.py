@@ -12,7 +12,7 @@ from tiny_runs import NOISY
 
 from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.core.run_dir import RunDir
-from mixlab.jobs import train as train_job
+from mixlab.jobs import kinds
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.loop import NonFiniteLossError
 
@@ -101,14 +101,15 @@ def poison(session, at_step):
 @pytest.fixture
 def poisoned(monkeypatch):
     def at(step):
-        original = train_job.open_session
+        kind = kinds.KINDS["language_model"]
 
         def opened(*args):
-            session = original(*args)
+            session = kind.open_session(*args)
             poison(session, step)
             return session
 
-        monkeypatch.setattr("mixlab.jobs.train.open_session", opened)
+        poisonous = kind._replace(open_session=opened)
+        monkeypatch.setitem(kinds.KINDS, "language_model", poisonous)
 
     return at
 

@@ -12,6 +12,7 @@ from screens import Quiet
 from mixlab.core.run_dir import RunDir
 from mixlab.data.batch import Batch
 from mixlab.evals.language_modelling import evaluate
+from mixlab.jobs import kinds
 from mixlab.jobs.config import load_config
 from mixlab.jobs.session import prepare_data
 from mixlab.jobs.train import start_run
@@ -56,7 +57,8 @@ def test_length_in_flops(train_tiny, tiny_recipe):
 
 
 def test_length_in_seconds_is_settled_once(train_tiny, monkeypatch):
-    monkeypatch.setattr("mixlab.jobs.train.seconds_per_step", lambda *args: 0.25)
+    timed = kinds.KINDS["language_model"]._replace(seconds_per_step=lambda *args: 0.25)
+    monkeypatch.setitem(kinds.KINDS, "language_model", timed)
     result = train_tiny("train.length=2 seconds")
     assert result.summary["steps"] == 8
     assert str(load_config(str(result.run.config_path)).train.length) == "8 steps"

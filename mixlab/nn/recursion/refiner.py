@@ -118,8 +118,8 @@ class RefinerConfig(Config):
 
 
 class RefinerState(NamedTuple):
-    z_H: Tensor  # noqa: N815  (B, R + L, D), the answer
-    z_L: Tensor  # noqa: N815  (B, R + L, D), scratch
+    z_H: Tensor
+    z_L: Tensor
 
     def detach(self) -> "RefinerState":
         return RefinerState(self.z_H.detach(), self.z_L.detach())
@@ -206,12 +206,11 @@ class Refiner(nn.Module):
                 self.register_buffer(name, vector)
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """(B, L) tokens of the question to x (B, R + L, D), of unit size."""
+        """(B, L) tokens of the question to x (B, R + L, D), every part of unit size."""
         cfg = self.cfg
         x = self.embed_tokens[inputs]
-        if len(self.place_index):
-            places = self.embed_places[self.place_index].sum(dim=0) * len(self.place_index) ** -0.5
-            x = (x + places) * 0.5**0.5
+        # Not averaged: a row's code must stand out from the noise of the first states.
+        x = x + self.embed_places[self.place_index].sum(dim=0)
         if cfg.num_registers:
             x = torch.cat([self.registers.expand(len(x), -1, -1), x], dim=1)
         return x * cfg.d_model**0.5 if cfg.scale_embeddings else x
@@ -307,6 +306,7 @@ class RefinerBudget(NamedTuple):
     n_embedding_params: int
     segment_flops: float  # forward, per example: H_cycles cycles and the head
     train_segment_flops: float  # with the backward pass of the cycles that carry gradient
+    train_flops_per_token: float  # of one update, per label
 
 
 def refiner_budget(cfg: RefinerConfig) -> RefinerBudget:
@@ -327,10 +327,13 @@ def refiner_budget(cfg: RefinerConfig) -> RefinerBudget:
     backward = 2 * (cfg.grad_cycles * cycle + head)
     if cfg.halting.kind == "q_learning":
         backward += cfg.H_cycles * cycle  # the look at the next segment, without gradient
+    train_segment = cfg.H_cycles * cycle + head + backward
+    n_segments = cfg.halting.halt_max_steps if cfg.halting.unrolls else 1
     return RefinerBudget(
         n_params=n_layers * (mixing + channel.n_params(D)) + rest,
         n_active_params=n_layers * (mixing + channel.n_active_params(D)) + rest,
         n_embedding_params=embedding,
         segment_flops=cfg.H_cycles * cycle + head,
-        train_segment_flops=cfg.H_cycles * cycle + head + backward,
+        train_segment_flops=train_segment,
+        train_flops_per_token=n_segments * train_segment / cfg.length,
     )
