@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixlab.core.config import Tree, decode, to_tree
 from mixlab.core.run_dir import is_run
-from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, load_config
 from mixlab.nn.language_model import LanguageModelConfig
 from mixlab.nn.pattern import Pattern
 
@@ -20,7 +20,7 @@ MAX_RUN = 2
 """Neighbouring layers of one block that are kept: enough for a layer to follow its like."""
 
 
-def load_shrunk(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_shrunk(name_or_file: str, overrides: Sequence[str] = ()) -> AnyRunConfig:
     """A recipe, a YAML file or a run's config with its overrides, then shrunk.
 
     Raises:
@@ -31,13 +31,15 @@ def load_shrunk(name_or_file: str, overrides: Sequence[str] = ()) -> RunConfig:
     return shrink(load_config(source, overrides))
 
 
-def shrink(config: RunConfig) -> RunConfig:
+def shrink(config: AnyRunConfig) -> AnyRunConfig:
     """`config` with smaller widths, fewer layers, shorter sequences and `N_STEPS` updates.
 
     Kinds, the order of blocks along the depth, ratios such as query heads per key head, and every
     switch stay. A tokenizer that is not trained here keeps its vocabulary. Nothing grows, and
     shrinking twice is shrinking once.
     """
+    if isinstance(config, RefineRunConfig):
+        return _shrink_refine(config)
     tree = to_tree(config)
     old_len = config.data.seq_len
     seq_len = min(old_len, SEQ_LEN)
@@ -104,7 +106,7 @@ def _shrink_tokenizer(tokenizer: Tree, model_vocab_size: int) -> int:
     return min(model_vocab_size, VOCAB_SIZE)
 
 
-def _shrink_training(tree: Tree, config: RunConfig) -> None:
+def _shrink_training(tree: Tree, config: AnyRunConfig) -> None:
     train, old = tree["train"], config.train
     n_old = int(old.length.amount) if old.length.unit == "steps" else None
     n_steps = N_STEPS if n_old is None else min(N_STEPS, n_old)
@@ -126,5 +128,27 @@ def _shrink_training(tree: Tree, config: RunConfig) -> None:
         tree["checkpoint"]["keep_every"] = min(tree["checkpoint"]["keep_every"], N_STEPS // 2)
     tree["eval"]["n_tokens"] = min(tree["eval"]["n_tokens"], EVAL_TOKENS)
     tree["eval"]["batch_size"] = min(tree["eval"]["batch_size"], 2 * BATCH_SIZE)
+    if "sample" not in tree:
+        return
     tree["sample"]["n"] = min(tree["sample"]["n"], 1)
     tree["sample"]["max_new_tokens"] = min(tree["sample"]["max_new_tokens"], NEW_TOKENS)
+
+
+def _shrink_refine(config: RefineRunConfig) -> RefineRunConfig:
+    """A refine run with few puzzles, a narrow network and two segments; the task stays."""
+    tree = to_tree(config)
+    for key, most in (("n_train", 64), ("n_validation", 8), ("n_test", 8)):
+        tree["data"][key] = min(tree["data"][key], most)
+    model, block = config.model, config.model.block
+    tree["model"]["d_model"] = min(model.d_model, D_MODEL)
+    tree["model"]["block"] = {
+        "sequence_mixer": to_tree(block.sequence_mixer.shrunk(1.0)),
+        "channel_mixer": to_tree(block.channel_mixer.shrunk()),
+    }
+    halting = tree["model"]["halting"]
+    halting["halt_max_steps"] = min(halting["halt_max_steps"], 2)
+    halting["halt_min_steps"] = min(halting["halt_min_steps"], 2)
+    _shrink_training(tree, config)
+    if not config.name.endswith("-smoke"):
+        tree["name"] = f"{config.name[:90]}-smoke"
+    return decode(RefineRunConfig, tree)
