@@ -16,6 +16,7 @@ from mixlab.data.batch import Batch
 from mixlab.data.loader import Loader
 from mixlab.evals.language_modelling import evaluate
 from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.packing import Packing
 from mixlab.training.language_modelling import accumulate_gradients
 from mixlab.training.optimizers import AdamWConfig, OptimizerConfig
@@ -150,10 +151,13 @@ def vocab_size(model: nn.Module) -> int:
     return model.head_weight.shape[0]  # type: ignore[return-value,union-attr]
 
 
-def logits_of(model: nn.Module, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+def logits_of(
+    model: nn.Module, tokens: Tensor, segments: Tensor | None = None, loops: Loops | None = None
+) -> Tensor:
     """(B, T, vocab) by the way that training takes: the trunk, then the head."""
     packing = None if segments is None else Packing(segments)
-    h = model.trunk(tokens, None, packing).h
+    arguments = () if loops is None else (loops,)
+    h = model.trunk(tokens, None, packing, *arguments).h
     return h @ model.head_weight.T.to(h.dtype)
 
 

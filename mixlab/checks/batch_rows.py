@@ -13,7 +13,9 @@ from mixlab.checks.base import (
     random_tokens,
     relative_difference,
 )
+from mixlab.checks.loops import loop_settings
 from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 
 N_ROWS = 4
 LENGTH = 24
@@ -27,8 +29,9 @@ def check_batch_rows(context: CheckContext) -> Finding:
     figures = {}
     for mode in ("training", "evaluation"):
         model.train(mode == "training")
-        for name, difference in _differences(model, tokens).items():
-            figures[name] = max(figures.get(name, 0.0), difference)
+        for loops in loop_settings(model):
+            for name, difference in _differences(model, tokens, loops).items():
+                figures[name] = max(figures.get(name, 0.0), difference)
     worst = max(figures.values())
     measured = (
         f"logits of a row move by {figures['alone']:.1e} of their size when it is alone, "
@@ -46,9 +49,10 @@ def check_batch_rows(context: CheckContext) -> Finding:
     return Finding("fail", measured, meaning, figures)
 
 
-def _differences(model: LanguageModel, tokens: Tensor) -> dict[str, float]:
+def _differences(model: LanguageModel, tokens: Tensor, loops: Loops | None) -> dict[str, float]:
     def run(rows: Tensor) -> Tensor:
-        return logits_of(pristine(model), rows)  # no call may see what another one left behind
+        # No call may see what another one left behind.
+        return logits_of(pristine(model), rows, loops=loops)
 
     together = run(tokens)
     alone = torch.cat([run(tokens[:1]), run(tokens[-1:])])

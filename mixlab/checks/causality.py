@@ -16,7 +16,9 @@ from mixlab.checks.base import (
     random_tokens,
     relative_difference,
 )
+from mixlab.checks.loops import loop_settings
 from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 
 SHORT = 70
 """Tokens for the gradients: just past 64, the usual chunk of chunked kernels."""
@@ -24,12 +26,18 @@ N_CUTS = 6
 
 
 def check_causality(context: CheckContext) -> Finding:
-    """Exactly zero gradient from outputs to later inputs, and no effect of later tokens."""
+    """Exactly zero gradient from outputs to later inputs, and no effect of later tokens.
+
+    A looped model must pass at every depth, and with tokens that leave early.
+    """
     model = context.probe()
     # Training mode: routing with a capacity, for one, may differ from evaluation.
     model.train()
-    n_leaks, n_pairs, largest = _gradient_leaks(model, SHORT)
-    effect = _effect_of_later_tokens(model, context.seq_len)
+    n_leaks, n_pairs, largest, effect = 0, 0, 0.0, 0.0
+    for loops in loop_settings(model):
+        leaks, pairs, size = _gradient_leaks(model, SHORT, loops)
+        n_leaks, n_pairs, largest = n_leaks + leaks, n_pairs + pairs, max(largest, size)
+        effect = max(effect, _effect_of_later_tokens(model, context.seq_len, loops))
     has_passed = n_leaks == 0 and effect <= ROUNDING
     figures = {
         "later_inputs_with_gradient": n_leaks,
@@ -59,7 +67,9 @@ def _cuts(length: int) -> list[int]:
     return sorted(set(places.tolist()))
 
 
-def _gradient_leaks(model: LanguageModel, length: int) -> tuple[int, int, float]:
+def _gradient_leaks(
+    model: LanguageModel, length: int, loops: Loops | None
+) -> tuple[int, int, float]:
     """Later inputs with a gradient that is not exactly zero, those looked at, the largest.
 
     A random mixture of all earlier logits is differentiated by the embeddings of later tokens.
@@ -72,7 +82,7 @@ def _gradient_leaks(model: LanguageModel, length: int) -> tuple[int, int, float]
 
     handle = model.embed_tokens.register_forward_hook(catch)
     try:
-        logits = logits_of(model, random_tokens(model, 1, length, seed=2))
+        logits = logits_of(model, random_tokens(model, 1, length, seed=2), loops=loops)
     finally:
         handle.remove()
     generator = torch.Generator().manual_seed(3)
@@ -93,18 +103,18 @@ def _gradient_leaks(model: LanguageModel, length: int) -> tuple[int, int, float]
 
 
 @torch.no_grad()
-def _effect_of_later_tokens(model: LanguageModel, length: int) -> float:
+def _effect_of_later_tokens(model: LanguageModel, length: int, loops: Loops | None) -> float:
     """Largest change of earlier logits when all later tokens are replaced, over a few cuts.
 
     Not held to the bit: other tokens send other numbers of rows to an expert, and a matrix product
     of another size may round its rows otherwise.
     """
     tokens = random_tokens(model, 1, length, seed=4)
-    before = logits_of(model, tokens)
+    before = logits_of(model, tokens, loops=loops)
     worst = 0.0
     for cut in {length // 2, length - 1} - {0}:
         changed = tokens.clone()
         changed[:, cut:] = other_tokens(model, tokens[:, cut:], seed=5)
-        after = logits_of(model, changed)
+        after = logits_of(model, changed, loops=loops)
         worst = max(worst, relative_difference(before[:, :cut], after[:, :cut]))
     return worst

@@ -4,6 +4,8 @@ A state that is carried from batch to batch belongs to other texts than those it
 The model learns to ignore its input, and in evaluation one text helps or harms the next.
 """
 
+import itertools
+
 import torch
 
 from mixlab.checks.base import (
@@ -15,6 +17,7 @@ from mixlab.checks.base import (
     random_tokens,
     relative_difference,
 )
+from mixlab.checks.loops import loop_settings
 
 LENGTH = 24
 
@@ -25,15 +28,18 @@ def check_memory_between_calls(context: CheckContext) -> Finding:
     model = context.probe()
     a, b = (random_tokens(model, 3, LENGTH, seed=seed) for seed in (9, 10))
     worst = 0.0
-    for is_training in (True, False):
+    for is_training, loops in itertools.product((True, False), loop_settings(model)):
         model.train(is_training)
         fresh, used = pristine(model), pristine(model)
-        logits_of(used, a)
-        logits_of(used, a)
-        worst = max(worst, relative_difference(logits_of(fresh, b), logits_of(used, b)))
-        used(a, used.initial_state(3))
-        decoded = used(b, used.initial_state(3)).logits
-        worst = max(worst, relative_difference(decoded, fresh(b, fresh.initial_state(3)).logits))
+        logits_of(used, a, loops=loops)
+        logits_of(used, a, loops=loops)
+        first, second = logits_of(fresh, b, loops=loops), logits_of(used, b, loops=loops)
+        worst = max(worst, relative_difference(first, second))
+        arguments = {} if loops is None else {"loops": loops}
+        used(a, used.initial_state(3), **arguments)
+        decoded = used(b, used.initial_state(3), **arguments).logits
+        first = fresh(b, fresh.initial_state(3), **arguments).logits
+        worst = max(worst, relative_difference(decoded, first))
     figures = {"difference": worst}
     measured = f"an earlier batch moves the next one's logits by {worst:.1e} of their size"
     if worst <= ROUNDING:

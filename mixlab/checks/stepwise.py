@@ -1,6 +1,7 @@
 """Does writing token by token compute what training computes on whole sequences?"""
 
 import torch
+from torch import Tensor
 
 from mixlab.checks.base import (
     ROUNDING,
@@ -10,6 +11,9 @@ from mixlab.checks.base import (
     random_tokens,
     relative_difference,
 )
+from mixlab.checks.loops import loop_settings
+from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 
 LENGTH = 76
 """Past 64, the usual chunk of chunked kernels, with room for steps on both sides."""
@@ -22,14 +26,7 @@ def check_stepwise(context: CheckContext) -> Finding:
     """Single tokens, then many at once, then single tokens, all through the state."""
     model = context.probe()
     tokens = random_tokens(model, 2, LENGTH, seed=6)
-    parallel = logits_of(model, tokens)
-    state = model.initial_state(2)
-    pieces = []
-    for piece in tokens.split(PIECES, dim=1):
-        out = model(piece, state)
-        state = out.state
-        pieces.append(out.logits)
-    difference = relative_difference(torch.cat(pieces, dim=1), parallel)
+    difference = max(_difference(model, tokens, loops) for loops in loop_settings(model))
     figures = {"difference": difference, "length": LENGTH}
     measured = f"logits differ by {difference:.1e} of their size over {LENGTH} tokens"
     if difference <= ROUNDING:
@@ -40,3 +37,15 @@ def check_stepwise(context: CheckContext) -> Finding:
         "adds something. Losses may be right and samples still be noise."
     )
     return Finding("fail", measured, meaning, figures)
+
+
+def _difference(model: LanguageModel, tokens: Tensor, loops: Loops | None) -> float:
+    """Of a looped model, at this depth and exit rule."""
+    parallel = logits_of(model, tokens, loops=loops)
+    state, pieces = model.initial_state(tokens.shape[0]), []
+    arguments = {} if loops is None else {"loops": loops}
+    for piece in tokens.split(PIECES, dim=1):
+        out = model(piece, state, **arguments)
+        state = out.state
+        pieces.append(out.logits)
+    return relative_difference(torch.cat(pieces, dim=1), parallel)

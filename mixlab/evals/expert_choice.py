@@ -91,13 +91,41 @@ def expert_choices(
 
 
 def _routed(model: LanguageModel, batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
-    """Layer name and chosen experts (N, k) of every MoE layer, first to last."""
+    """Layer name and chosen experts (N, k) of every MoE layer, first to last.
+
+    Of a layer that is looped, those of the last loop.
+    """
+    if model.recursion is not None:
+        yield from _routed_in_the_last_loop(model, batch)
+        return
     x, packing = model.embed(batch.tokens), Packing(batch.segments)
     for i, block in enumerate(model.blocks):
         x = block.mix_sequence(x, None, packing).y
         if isinstance(block.channel_mixer, MoE):
             yield f"layer_{i:02d}", block.channel_mixer.route(block.channel_norm(x)).indices
         x = block.mix_channels(x).y
+
+
+def _routed_in_the_last_loop(
+    model: LanguageModel, batch: Batch
+) -> Iterator[tuple[str, torch.Tensor]]:
+    inputs: dict[str, torch.Tensor] = {}
+    handles = []
+    for i, block in enumerate(model.blocks):
+        if isinstance(block.channel_mixer, MoE):
+
+            def keep(_: object, given: tuple[torch.Tensor], name: str = f"layer_{i:02d}") -> None:
+                inputs[name] = given[0]
+
+            handles.append(block.channel_mixer.register_forward_pre_hook(keep))
+    try:
+        model.trunk(batch.tokens, None, Packing(batch.segments))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for i, block in enumerate(model.blocks):
+        if isinstance(block.channel_mixer, MoE):
+            yield f"layer_{i:02d}", block.channel_mixer.route(inputs[f"layer_{i:02d}"]).indices
 
 
 def spread_windows(

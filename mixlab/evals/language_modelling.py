@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixlab.data.batch import Batch
 from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
 from mixlab.ops.packing import Packing
 
@@ -31,12 +32,14 @@ def evaluate(
     token_bytes: np.ndarray,
     *,
     compute_dtype: torch.dtype | None = None,
+    loops: Loops | None = None,
 ) -> EvalMetrics:
     """Score every target of `batches`.
 
     The trunk runs in the precision that the model trains in; head, softmax and sums are float32
     and float64. `token_bytes` (vocab,) holds the bytes of text behind each token, 0 for EOS.
-    Dropout is off, and the model's mode is put back afterwards.
+    Dropout is off, and the model's mode is put back afterwards. `loops` is how often a looped model
+    loops; absent, every token takes the depth that it was trained for.
     """
     device = model.embed_tokens.weight.device
     bytes_of = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
@@ -45,7 +48,7 @@ def evaluate(
     model.eval()
     try:
         for batch in batches:
-            sums += _score(model, batch.to(device), bytes_of, compute_dtype)
+            sums += _score(model, batch.to(device), bytes_of, compute_dtype, loops)
     finally:
         model.train(was_training)
     nats, hits, n_bytes, n_targets = sums.tolist()
@@ -60,11 +63,16 @@ def evaluate(
 
 
 def _score(
-    model: LanguageModel, batch: Batch, bytes_of: Tensor, compute_dtype: torch.dtype | None
+    model: LanguageModel,
+    batch: Batch,
+    bytes_of: Tensor,
+    compute_dtype: torch.dtype | None,
+    loops: Loops | None,
 ) -> Tensor:
     dtype = compute_dtype or torch.bfloat16
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=compute_dtype is not None):
-        h = model.trunk(batch.tokens, None, Packing(batch.segments)).h
+        arguments = () if loops is None else (loops,)
+        h = model.trunk(batch.tokens, None, Packing(batch.segments), *arguments).h
     targets = batch.targets.flatten()
     scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
     is_target = targets != IGNORE

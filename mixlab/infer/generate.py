@@ -7,6 +7,7 @@ import torch
 from mixlab.core.errors import LabError
 from mixlab.infer.sampler import SamplingConfig, sample
 from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.dtypes import at_least_float32
 
 
@@ -20,11 +21,13 @@ def generate_tokens(
     seed: int,
     eos_id: int | None = None,
     n_known_tokens: int | None = None,
+    loops: Loops | None = None,
 ) -> Iterator[int]:
     """Continue `prompt` by up to `max_new_tokens` tokens, ending before `eos_id`.
 
     The prompt is read once and its state kept, so each further token costs one step. Tokens from
-    `n_known_tokens` on (rows of the embedding that no text maps to) are never drawn.
+    `n_known_tokens` on (rows of the embedding that no text maps to) are never drawn. A looped model
+    loops as `loops` says; absent, to its trained depth, and tokens leave by its exit rule.
 
     Raises:
         LabError: the prompt is empty, or prompt and answer exceed the model's `max_seq_len`.
@@ -46,11 +49,13 @@ def generate_tokens(
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.tensor([list(prompt)], device=device)
     state = model.initial_state(1)
+    if loops is None and model.recursion is not None:
+        loops = Loops(may_exit=True)
     was_training = model.training
     model.eval()
     try:
         for _ in range(max_new_tokens):
-            out = model(tokens, state, last_only=True)
+            out = model(tokens, state, last_only=True, loops=loops)
             state = out.state
             logits = at_least_float32(out.logits[:, -1])  # (1, vocab)
             if n_known_tokens is not None:

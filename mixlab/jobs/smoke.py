@@ -60,7 +60,7 @@ def shrink_model(
     tree["d_model"] = min(model.d_model, D_MODEL)
     tree["vocab_size"] = vocab_size
     tree["max_seq_len"] = min(model.max_seq_len, MAX_SEQ_LEN)
-    layers = _thin(model.layers())
+    layers = _thin_parts(model, tree)
     tree["n_layers"] = len(layers)
     if model.pattern is not None:
         tree["pattern"] = _pattern(model.pattern, layers)
@@ -84,6 +84,29 @@ def _thin(layers: list[str]) -> list[str]:
         for i, name in enumerate(layers)
         if i < MAX_RUN or any(before != name for before in layers[i - MAX_RUN : i])
     ]
+
+
+def _thin_parts(model: LanguageModelConfig, tree: Tree) -> list[str]:
+    """The layers that are left; of a looped model, each of its parts by itself, looped less."""
+    layers, looped = model.layers(), model.recursion
+    if looped is None:
+        return _thin(layers)
+    recursion = tree["recursion"]
+    left: list[str] = []
+    for part in ("prelude_layers", "core_layers", "coda_layers"):
+        whole = recursion[part]
+        kept = _thin(layers[:whole])
+        layers, recursion[part] = layers[whole:], len(kept)
+        left += kept
+    depth = recursion["depth"]
+    for cycles in ("H_cycles", "L_cycles"):
+        recursion[cycles] = min(recursion[cycles], 2)
+    for steps, most in (("steps", 3), ("halt_max_steps", 4), ("halt_min_steps", 2), ("mean", 2.0)):
+        if steps in depth:
+            depth[steps] = min(depth[steps], most)
+    ramp = recursion["bp_ramp_updates"]
+    recursion["bp_ramp_updates"] = min(ramp, N_STEPS // 2)
+    return left
 
 
 def _pattern(pattern: Pattern, layers: list[str]) -> Tree:

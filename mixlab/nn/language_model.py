@@ -15,6 +15,8 @@ from mixlab.nn.block import Block, BlockConfig
 from mixlab.nn.linear import Embedding, Linear
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.pattern import Pattern
+from mixlab.nn.recursion.loop_pass import LoopedState, Loops, LoopTrace, Stack
+from mixlab.nn.recursion.looped import Looped, LoopedConfig
 from mixlab.ops.packing import Packing
 
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
@@ -34,6 +36,8 @@ class LanguageModelConfig(Config):
     """The kinds of block, by names that `pattern` uses."""
     pattern: Pattern | None = None
     """Which block stands at which layer; may be absent when there is only one kind."""
+    recursion: LoopedConfig | None = None
+    """Layers that run more than once; absent: each runs once."""
     max_seq_len: PositiveInt = 4096
     """Longest sequence, prompt and answer together, that the model is used for."""
     tie_embeddings: bool = True
@@ -54,6 +58,14 @@ class LanguageModelConfig(Config):
                 except Rule as rule:
                     path = f"blocks.{name}.{part}.{rule.field}"
                     raise Rule(path, rule.got, rule.expected, rule.fix) from None
+        if self.recursion is not None and self.recursion.n_layers != self.n_layers:
+            parts = self.recursion
+            raise Rule(
+                "recursion.core_layers", parts.core_layers,
+                f"prelude, core and coda to make n_layers = {self.n_layers} together, but "
+                f"{parts.prelude_layers} + {parts.core_layers} + {parts.coda_layers} = "
+                f"{parts.n_layers}",
+            )  # fmt: skip
         if self.pattern is None:
             if len(self.blocks) > 1:
                 raise Rule(
@@ -86,14 +98,15 @@ class LanguageModelConfig(Config):
 
 class Trunk(NamedTuple):
     h: Tensor  # (B, T, D), normed, ready for the head
-    state: list[Any] | None  # per layer; None if the call was given none
+    state: Any  # per layer, or of a looped model; None if the call was given none
     aux_loss: Tensor | None  # sum over layers, a mean over tokens each
     metrics: dict[str, dict[str, Tensor]]  # layer name -> figures of its channel mixer
+    loops: LoopTrace | None = None  # of a looped model
 
 
 class ModelOutput(NamedTuple):
     logits: Tensor  # (B, T, vocab), or (B, 1, vocab) with last_only
-    state: list[Any] | None
+    state: Any
     aux_loss: Tensor | None
 
 
@@ -109,6 +122,9 @@ class LanguageModel(nn.Module):
             Block(cfg.blocks[name], cfg.d_model, dropout=cfg.dropout, norm_eps=cfg.norm_eps)
             for name in cfg.layers()
         )
+        self.recursion: Looped | None = None
+        if cfg.recursion is not None:
+            self.recursion = Looped(cfg.recursion, cfg.d_model, norm_eps=cfg.norm_eps)
         self.norm = RMSNorm(cfg.d_model, eps=cfg.norm_eps)
         self.lm_head = None if cfg.tie_embeddings else Linear(cfg.d_model, cfg.vocab_size)
         if self.lm_head is not None:  # as an embedding, so that training begins near uniform
@@ -127,9 +143,11 @@ class LanguageModel(nn.Module):
         """(vocab, D), the matrix that turns the trunk's output into logits."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
-    def initial_state(self, batch_size: int, dtype: torch.dtype | None = None) -> list[Any]:
-        """Decoding state of sequences that have not begun, per layer."""
+    def initial_state(self, batch_size: int, dtype: torch.dtype | None = None) -> Any:
+        """Decoding state of sequences that have not begun: per layer, or of a looped model."""
         weight = self.embed_tokens.weight
+        if self.recursion is not None:
+            return LoopedState.new(batch_size, weight.device, dtype or weight.dtype)
         return [
             block.sequence_mixer.initial_state(batch_size, weight.device, dtype or weight.dtype)
             for block in self.blocks
@@ -143,10 +161,24 @@ class LanguageModel(nn.Module):
         return self.dropout(x)
 
     def trunk(
-        self, tokens: Tensor, state: list[Any] | None = None, packing: Packing | None = None
+        self,
+        tokens: Tensor,
+        state: Any = None,
+        packing: Packing | None = None,
+        loops: Loops | None = None,
     ) -> Trunk:
-        """Everything before the head: (B, T) tokens to (B, T, D)."""
+        """Everything before the head: (B, T) tokens to (B, T, D).
+
+        `loops` says how often a looped model loops; absent, as often as it was trained to.
+        """
         x = self.embed(tokens)
+        if self.recursion is not None:
+            stack = Stack(self.blocks)
+            out = self.recursion(
+                x, stack, self.norm, self.head_weight, state, packing, loops or Loops()
+            )
+            return Trunk(out.h, out.state, stack.aux_loss, stack.metrics, out.trace)
+        assert loops is None, "only a looped model has loops"
         new_state: list[Any] = []
         aux_loss: Tensor | None = None
         metrics: dict[str, dict[str, Tensor]] = {}
@@ -168,13 +200,14 @@ class LanguageModel(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        state: list[Any] | None = None,
+        state: Any = None,
         packing: Packing | None = None,
         *,
         last_only: bool = False,
+        loops: Loops | None = None,
     ) -> ModelOutput:
         """(B, T) tokens to logits; `last_only` computes those of the last position alone."""
-        out = self.trunk(tokens, state, packing)
+        out = self.trunk(tokens, state, packing, loops)
         h = out.h[:, -1:] if last_only else out.h
         return ModelOutput(h @ self.head_weight.T.to(h.dtype), out.state, out.aux_loss)
 

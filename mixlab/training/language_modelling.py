@@ -8,8 +8,10 @@ from torch import Tensor
 from mixlab.data.batch import Batch
 from mixlab.data.loader import Loader
 from mixlab.nn.language_model import LanguageModel, Trunk
+from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
+from mixlab.training.looped import exit_losses, training_loops, typical_loops
 from mixlab.training.objective import StepMetrics, total_grad_norm
 
 
@@ -34,8 +36,17 @@ class LanguageModelling:
         size = self._micro_batch_size
         starts = range(position, position + self._batch_size, size)
         batches = [self._loader.batch(start, size) for start in starts]
-        metrics = accumulate_gradients(self.model, batches, compute_dtype=self._compute_dtype)
+        metrics = accumulate_gradients(
+            self.model, batches, compute_dtype=self._compute_dtype, loops=self.loops(position)
+        )
         return metrics._replace(n_examples=self._batch_size)
+
+    def loops(self, position: int) -> Loops | None:
+        """How a looped model loops in the update whose examples begin at `position`."""
+        cfg = self.model.cfg.recursion
+        if cfg is None:
+            return None
+        return training_loops(cfg, self._loader.seed, position, position // self._batch_size)
 
     def after_update(self) -> None:
         self.model.update_balance()
@@ -53,24 +64,31 @@ def accumulate_gradients(
     *,
     compute_dtype: torch.dtype | None = None,
     trunk: Callable[..., Trunk] | None = None,
+    loops: Loops | None = None,
 ) -> StepMetrics:
     """Add the gradients of the mean loss over all target tokens of `micro_batches` (on the CPU).
 
     The loss is a mean over tokens, not over micro-batches, so cutting the same tokens differently
     gives the same gradient. `compute_dtype` is the dtype of matrix products (None: the
-    parameters'); `trunk` stands in for `model.trunk`, such as a compiled form of it.
+    parameters'); `trunk` stands in for `model.trunk`, such as a compiled form of it. `loops` says
+    how a looped model loops; absent, as in a typical update.
     """
     run_trunk = trunk or model.trunk
+    recursion = model.cfg.recursion
+    if recursion is not None and loops is None:
+        loops = typical_loops(recursion)
+    arguments = () if loops is None else (loops,)
     device = model.embed_tokens.weight.device
     counts = [batch.n_targets() for batch in micro_batches]  # on the CPU: nobody waits
     n_targets = sum(counts)
     loss_sum = torch.zeros((), device=device)
     aux_sum: Tensor | None = None
     layers: dict[str, dict[str, Tensor]] = {}
+    figures: dict[str, Tensor] = {}
     for batch, count in zip(micro_batches, counts, strict=True):
         batch = batch.to(device)
         with autocast(device, compute_dtype):
-            out = run_trunk(batch.tokens, None, Packing(batch.segments))
+            out = run_trunk(batch.tokens, None, Packing(batch.segments), *arguments)
         nats = linear_cross_entropy(
             out.h.flatten(0, 1),  # (B T, D)
             model.head_weight,
@@ -78,6 +96,11 @@ def accumulate_gradients(
             compute_dtype=compute_dtype,
         )
         loss = nats / n_targets
+        if recursion is not None:
+            exits = exit_losses(model, out, batch, compute_dtype)
+            loss = loss + exits.loss / n_targets
+            for name, total in exits.figures.items():
+                figures[name] = figures.get(name, 0.0) + total / n_targets
         if out.aux_loss is not None:
             aux = out.aux_loss * (count / n_targets)
             loss = loss + aux
@@ -85,7 +108,12 @@ def accumulate_gradients(
         loss.backward()
         loss_sum = loss_sum + nats.detach()
         layers = out.metrics
-    return StepMetrics(loss_sum / n_targets, total_grad_norm(model), n_targets, aux_sum, layers)
+    if loops is not None and recursion is not None:
+        steps = torch.tensor(loops.steps or recursion.depth.trained_steps)
+        figures["reasoning_steps"] = steps  # of this update; the loss depends on it
+    return StepMetrics(
+        loss_sum / n_targets, total_grad_norm(model), n_targets, aux_sum, layers, figures=figures
+    )
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype | None) -> torch.autocast:

@@ -102,3 +102,24 @@ def test_the_random_state_and_the_model_stay_as_they_are():
 def test_the_same_figures_every_time():
     first, second = ([r.row() for r in run_checks(QUICK, context())] for _ in range(2))
     assert first == second
+
+
+LOOPED = {
+    "fixed": {"depth": {"kind": "fixed", "steps": 3}},
+    "kl_exit": {"halting": {"kind": "kl_exit"}, "injection": "concat"},
+    "gate": {"halting": {"kind": "gate"}, "injection": "linear", "state_init": "zeros"},
+    "cut": {"bp_max_loops": 2, "H_cycles": 2, "depth": {"kind": "uniform", "halt_max_steps": 3}},
+}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_looped_models_pass_at_every_depth_and_exit_rule(name):
+    channel = "mlp" if name in ("fixed", "kl_exit") else "moe"
+
+    def build():
+        recursion = {"kind": "looped", **LOOPED[name]}
+        return sound_model("attention", channel, n_layers=4, recursion=recursion)
+
+    results = run_checks(list(CHECKS.values()), subject_of(build, seed=0))
+    assert not failures(results)
+    assert {r.verdict for r in results} == {"pass"}
