@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 .PHONY: help demo test slow lint bench clean
 
 help:
-	@echo "make demo    install, train the quickstart recipe (about two minutes), print a sample"
+	@echo "make demo    install, train the quickstart recipe for about two minutes, print a sample"
 	@echo "make test    install, run the test suite"
 	@echo "make slow    run the slow tests too"
 	@echo "make lint    check style"
@@ -29,7 +29,7 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@touch $@
 
 demo: $(VENV)/core.stamp
-	$(BIN)/mixlab train quickstart
+	$(BIN)/mixlab train quickstart train.length="100 seconds"
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

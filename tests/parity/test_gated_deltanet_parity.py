@@ -12,6 +12,11 @@ import torch
 
 pytest.importorskip("transformers", reason="the stock layers come from transformers")
 
+from transformers.utils import import_utils
+
+# Where flash-linear-attention is installed the stock layers take its kernels, which need a GPU.
+import_utils.is_flash_linear_attention_available = lambda: False
+
 from transformers import DynamicCache
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
