@@ -3,7 +3,7 @@
 import pytest
 
 transformers = pytest.importorskip("transformers")
-from parity.mapping import build_pair, compare_decoding, compare_forward_and_gradients  # noqa: E402
+from parity.mapping import build_pair, compare_decoding, compare_forward_and_gradients
 
 
 def make_pair(q_lora_rank=20, bias=False, decode_backend="absorbed", nope=8, norm_topk_prob=True):

@@ -3,7 +3,7 @@
 import pytest
 
 transformers = pytest.importorskip("transformers")
-from parity.mapping import build_pair, compare_decoding, compare_forward_and_gradients  # noqa: E402
+from parity.mapping import build_pair, compare_decoding, compare_forward_and_gradients
 
 
 @pytest.fixture(params=["grouped", "loop"])
