@@ -7,9 +7,11 @@ from mixlab.core.run_dir import RunDir
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.experts import has_experts, write_expert_choice
+from mixlab.jobs.looped import depth_figures, is_looped
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 from mixlab.report.experts import write_experts_picture
+from mixlab.report.looped import write_depth_picture
 from mixlab.report.markdown import write_report
 from mixlab.report.plots import write_training_curves
 from mixlab.report.refinement import write_refinement_pictures
@@ -55,6 +57,7 @@ def finish(
     run.write_json("summary.json", summary)
     write_training_curves(run)
     write_experts_picture(run)
+    write_depth_picture(run)
     write_refinement_pictures(run)
     write_report(run)
     return summary
@@ -69,7 +72,10 @@ def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[s
     if has_experts(session):
         with screen.task("Asking the experts which tokens they take", None):
             write_expert_choice(run, session, step)
-    return {"test": test}
+    if not is_looped(session):
+        return {"test": test}
+    with screen.task("Measuring every depth", None):
+        return {"test": test, "depth": depth_figures(session)}
 
 
 def facts(session: Session, command: str) -> dict[str, Any]:

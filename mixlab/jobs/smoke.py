@@ -101,9 +101,14 @@ def _thin_parts(model: LanguageModelConfig, tree: Tree) -> list[str]:
     depth = recursion["depth"]
     for cycles in ("H_cycles", "L_cycles"):
         recursion[cycles] = min(recursion[cycles], 2)
-    for steps, most in (("steps", 3), ("halt_max_steps", 4), ("halt_min_steps", 2), ("mean", 2.0)):
+    n_most = 2 if looped.loops_per_step > 1 else 4  # two cycles of two, twice, are loops enough
+    least = (("steps", 2), ("halt_max_steps", n_most), ("halt_min_steps", 2), ("mean", 2.0))
+    for steps, most in least:
         if steps in depth:
             depth[steps] = min(depth[steps], most)
+    for loops in ("bp_min_loops", "bp_max_loops"):
+        if recursion[loops] is not None:
+            recursion[loops] = min(recursion[loops], 4)
     ramp = recursion["bp_ramp_updates"]
     recursion["bp_ramp_updates"] = min(ramp, N_STEPS // 2)
     return left

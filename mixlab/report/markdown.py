@@ -12,6 +12,7 @@ from mixlab.core import units
 from mixlab.core.config import flatten
 from mixlab.core.run_dir import RunDir
 from mixlab.report.experts_section import experts_section
+from mixlab.report.looped import looped_section
 from mixlab.report.markup import code, fenced, plain, table
 from mixlab.report.material import Facts, Material, at, number
 from mixlab.report.series import column
@@ -28,6 +29,7 @@ def write_report(run: RunDir) -> Path:
         _opening(material),
         _results(material),
         _curves(material),
+        looped_section(material),
         experts_section(material),
         _samples(material),
         _model(material),

@@ -18,7 +18,7 @@ TREE = {
     "vocab_size": 31, "d_model": 16, "n_layers": 4,
     "blocks": {"full": BLOCK, "linear": LINEAR}, "pattern": ["full", "linear"],
 }  # fmt: skip
-MODEL_KEYS = {"blocks", "pattern", "n_layers", "dropout", "tie_embeddings", "recursion", "d_model", "vocab_size"}
+MODEL_KEYS = {"blocks", "pattern", "n_layers", "dropout", "tie_embeddings"}
 HALTING = {
     "kl_exit": {"kind": "kl_exit", "exit_threshold": 1e-2},
     "gate": {"kind": "gate", "exit_threshold": 0.5, "q_head_bias_init": -1.0},
