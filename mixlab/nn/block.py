@@ -5,7 +5,7 @@ x = x + sequence_mixer(norm(x));   x = x + channel_mixer(norm(x))
 
 from typing import Any, NamedTuple
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
 
 from mixlab.core.config import Config
@@ -14,6 +14,7 @@ from mixlab.nn.channel_mixers.base import ChannelOutput
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
 from mixlab.nn.sequence_mixers.base import MixerOutput
+from mixlab.nn.sequence_mixers.token_mlp import refuse_token_mlp
 from mixlab.ops.packing import Packing
 
 
@@ -24,6 +25,13 @@ class BlockConfig(Config):
     """Moves information between tokens."""
     channel_mixer: CHANNEL_MIXERS.annotation()  # type: ignore[valid-type]
     """Works on each token by itself."""
+
+    @field_validator("sequence_mixer", mode="before")
+    @classmethod
+    def _is_causal(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("kind") == "token_mlp":
+            refuse_token_mlp()
+        return value
 
     def n_params(self, d_model: int) -> int:
         mixers = self.sequence_mixer.n_params(d_model) + self.channel_mixer.n_params(d_model)

@@ -7,7 +7,7 @@ Cost:   O(T) time per token with weights of its own for every position, so rows 
 Shapes: B batch, T positions, D d_model.
 """
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -19,6 +19,15 @@ from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceM
 from mixlab.ops.packing import Packing
 
 
+def refuse_token_mlp() -> NoReturn:
+    """Why this mixer has no place in a causal model."""
+    raise Rule(
+        "kind", "token_mlp",
+        "a causal mixer; in a token-mixing MLP every token sees later ones",
+        "It may stand in a run of kind refine, whose model answers all positions at once.",
+    )  # fmt: skip
+
+
 class TokenMLPConfig(SequenceMixerConfig):
     """Gated MLP over the positions of a row; every token sees every other, so never causal."""
 
@@ -27,11 +36,10 @@ class TokenMLPConfig(SequenceMixerConfig):
     """Width between the projections."""
 
     def check(self, d_model: int) -> None:
-        raise Rule(
-            "kind", "token_mlp",
-            "a causal mixer; in a token-mixing MLP every token sees later ones",
-            "It may stand in a run of kind refine, whose model answers all positions at once.",
-        )  # fmt: skip
+        refuse_token_mlp()
+
+    def shrunk(self, len_frac: float) -> "TokenMLPConfig":
+        return self.model_copy(update={"d_ff": min(self.d_ff, 64)})
 
 
 class TokenMLP(SequenceMixer):
