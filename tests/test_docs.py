@@ -41,6 +41,7 @@ from mixlab.jobs.show import describe_recipe
 from mixlab.jobs.smoke import load_shrunk
 from mixlab.jobs.train import start_run
 from mixlab.nn.budget import model_budget
+from mixlab.nn.recursion.refiner import refiner_budget
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -290,7 +291,10 @@ def test_recipes_are_complete(place, rows):
     assert {row[0].strip(" `") for row in rows} == {info.name for info in list_recipes()}
     for row in rows:
         config = load_config(row[0].strip(" `"))
-        n_params = model_budget(config.model, config.data.seq_len).n_params
+        if config.kind == "refine":
+            n_params = refiner_budget(config.model).n_params
+        else:
+            n_params = model_budget(config.model, config.data.seq_len).n_params
         assert f"{n_params:,}" in [cell.strip() for cell in row], row[0]
 
 
