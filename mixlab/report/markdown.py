@@ -15,6 +15,7 @@ from mixlab.report.experts_section import experts_section
 from mixlab.report.looped import looped_section
 from mixlab.report.markup import code, fenced, plain, table
 from mixlab.report.material import Facts, Material, at, number
+from mixlab.report.refinement_section import refinement_section
 from mixlab.report.series import column
 
 
@@ -31,6 +32,7 @@ def write_report(run: RunDir) -> Path:
         _curves(material),
         looped_section(material),
         experts_section(material),
+        refinement_section(material),
         _samples(material),
         _model(material),
         _data(material),

@@ -78,7 +78,7 @@ def _histogram(ax: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _calibration(ax: Axes, found: Mapping[str, Any]) -> None:
-    name_panel(ax, "Calibration of the halting head", "size: how many")
+    name_panel(ax, "Calibration", "size: how many")
     bins = found.get("calibration")
     if not bins:
         say_empty(ax, "no halting head")
