@@ -132,6 +132,35 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [_parse_line(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
+def read_checked_lines(path: Path, n_bytes: int) -> str:
+    """The first `n_bytes`, as `synced_size` gave them, after a look at every line.
+
+    Raises:
+        RunError: the file is missing or shorter, or a line is not a JSON object; names the line.
+    """
+    try:
+        content = path.read_bytes() if n_bytes else b""
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from None
+    if len(content) < n_bytes:
+        state = f"has {len(content)} bytes" if path.exists() else "is missing"
+        raise RunError(
+            f"{path} {state}, but the checkpoint was saved when it had {n_bytes} bytes: lines were "
+            "lost. Restore the file, or start a new run."
+        )
+    content = content[:n_bytes]
+    if content and not content.endswith(b"\n"):
+        raise RunError(
+            f"{path} is damaged: byte {n_bytes} should end a line. Restore the file, or start a "
+            "new run."
+        )
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        _parse_line(path, number, line)
+    return content.decode("utf-8")
+
+
 def synced_size(path: Path) -> int:
     """Bytes of complete lines, forced to the disk first: a checkpoint may rely on them."""
     if not path.exists():
@@ -170,9 +199,11 @@ def truncate_lines(path: Path, n_bytes: int) -> None:
 
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
     except ValueError as error:
-        raise RunError(f"{path}, line {number} is damaged: {error}.") from None
+        raise RunError(
+            f"{path}, line {number} is damaged: {error}. Restore the file, or start a new run."
+        ) from None
     if not isinstance(row, dict):
         raise RunError(f"{path}, line {number} is damaged: expected a JSON object.")
     return row

@@ -182,7 +182,7 @@ class RunDir:
         except filelock.Timeout:
             raise RunError(
                 f"run folder {self.path} is in use by another process. "
-                "Wait until it ends, or give this run another name."
+                "Wait until it ends, or stop it there by Ctrl-C, which saves; then try again."
             ) from None
         except (OSError, NotImplementedError) as error:
             reason = getattr(error, "strerror", None) or error

@@ -1,11 +1,16 @@
 """Train a run further, as a child run that records its parent."""
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mixlab.core.config import dump_yaml, read_yaml, to_tree
 from mixlab.core.errors import CheckpointError, RunError
+from mixlab.core.json_files import read_checked_lines
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.config import AnyRunConfig, decode_config
 from mixlab.jobs.device import settle_hardware
@@ -65,49 +70,80 @@ def extend_run(
     """Train the run at `path` to `n_steps` updates in total, in a new folder.
 
     Raises:
-        RunError: no such run, it is not longer than before, or the folder exists.
+        RunError: no such run, it is not longer than before, it is being trained or has lost its
+            figures, or the folder exists.
         CheckpointError: the parent's checkpoint is damaged.
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
-    config = decode_config(read_yaml(parent.config_path))
-    saved = checkpoints.steps(parent.checkpoints_path)
-    if not saved:
-        raise CheckpointError(f"run {path}: has no checkpoint to go on from.")
-    if n_steps <= saved[-1]:
-        raise RunError(
-            f"--steps {n_steps}: expected more than the {saved[-1]} updates that {path} already "
-            "has; it counts all updates, the parent's included."
-        )
-    start = plan_extension(config.train, saved, n_steps)
+    with _at_rest(parent):
+        config = decode_config(read_yaml(parent.config_path))
+        start, checkpoint = _choose_start(parent, config, n_steps)
+        sizes = checkpoint.state["log_bytes"]
+        logs = {name: read_checked_lines(parent.path / name, n) for name, n in sizes.items()}
     train = config.train.model_copy(
         update={"length": Length(n_steps, "steps"), "bridge": start.bridge}
     )
     child_config = decode_config({**to_tree(config), "train": to_tree(train)})
-    checkpoint = checkpoints.load(checkpoints.step_path(parent.checkpoints_path, start.step))
     hardware = settle_hardware(child_config.train)
     data = kind_of(child_config).prepare_data(child_config, screen)
     refuse_other_text(parent, data)
-    child_path = run_dir or path.with_name(f"{path.name}-to-{n_steps}")
-    child = RunDir.create(child_path)
+    child = RunDir.create(run_dir or path.with_name(f"{path.name}-to-{n_steps}"))
     screen.note(_explain(path, start, n_steps))
+    progress = replace(
+        Progress(**checkpoint.state["progress"]),
+        best_loss_nats=None,
+        best_step=None,
+        evals_without_improvement=0,
+    )
     with child.lock():
-        child.write_text("request.yaml", dump_yaml(to_tree(child_config)))
-        child.write_json("parent.json", _parent_facts(parent, start, config))
-        _copy_logs(parent, child, checkpoint.state["log_bytes"])
-        progress = replace(
-            Progress(**checkpoint.state["progress"]),
-            best_loss_nats=None,
-            best_step=None,
-            evals_without_improvement=0,
-        )
-        # The child owns its first checkpoint, so that it can be resumed from its first update on.
         tree = to_tree(child_config)
-        state = {**checkpoint.state, "progress": asdict(progress), "config": tree}
-        checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
-        # Last, since it makes the folder a run: a child without its first checkpoint is none.
-        child.write_text("config.yaml", dump_yaml(tree))
+        with _whole_or_gone(child):
+            child.write_text("request.yaml", dump_yaml(tree))
+            child.write_json("parent.json", _parent_facts(parent, start, config))
+            for name, text in logs.items():  # the child's figures begin with the parent's
+                child.write_text(name, text)
+            # The child owns its first checkpoint, so that it can be resumed from its first update.
+            state = {**checkpoint.state, "progress": asdict(progress), "config": tree}
+            checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
+            # Last, since it makes the folder a run: without its first checkpoint it is none.
+            child.write_text("config.yaml", dump_yaml(tree))
         return run_sitting(child, child_config, data, hardware, progress, checkpoint, screen, None)
+
+
+def _choose_start(
+    parent: RunDir, config: AnyRunConfig, n_steps: int
+) -> tuple[Start, checkpoints.Checkpoint]:
+    saved = checkpoints.steps(parent.checkpoints_path)
+    if not saved:
+        raise CheckpointError(f"run {parent.path}: has no checkpoint to go on from.")
+    if n_steps <= saved[-1]:
+        raise RunError(
+            f"--steps {n_steps}: expected more than the {saved[-1]} updates that {parent.path} "
+            "already has; it counts all updates, the parent's included."
+        )
+    start = plan_extension(config.train, saved, n_steps)
+    return start, checkpoints.load(checkpoints.step_path(parent.checkpoints_path, start.step))
+
+
+@contextmanager
+def _at_rest(parent: RunDir) -> Iterator[None]:
+    """Refuse a parent that is being trained: its last step would not be what the child gets.
+
+    A folder that this user may only read can be extended, though not locked.
+    """
+    with parent.lock() if os.access(parent.path, os.W_OK) else nullcontext():
+        yield
+
+
+@contextmanager
+def _whole_or_gone(child: RunDir) -> Iterator[None]:
+    """Remove the new folder if anything fails while it is made, so that one can try again."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(child.path, ignore_errors=True)
+        raise
 
 
 def _explain(path: Path, start: Start, n_steps: int) -> str:
@@ -129,10 +165,3 @@ def _parent_facts(parent: RunDir, start: Start, config: AnyRunConfig) -> dict[st
         "first_lr": start.child_lr,
         "bridge": to_tree(start.bridge) if start.bridge else None,
     }
-
-
-def _copy_logs(parent: RunDir, child: RunDir, log_bytes: dict[str, int]) -> None:
-    """The child's figures begin with the parent's up to the common step."""
-    for name, size in log_bytes.items():
-        text = (parent.path / name).read_bytes()[:size].decode("utf-8")
-        child.write_text(name, text)

@@ -105,16 +105,47 @@ def test_a_child_that_is_killed_is_resumed(train_tiny, extend, resume, lab):
     assert_same_run(child, lab / "whole")
 
 
-def test_a_child_that_is_not_complete_is_no_run(train_tiny, extend, lab, monkeypatch, resume):
-    """A kill while the child is being made must not leave a run that begins at step 0."""
+def test_a_child_that_cannot_be_made_leaves_nothing(train_tiny, extend, lab, monkeypatch, resume):
+    """A failure while the child is being made must not leave a run that begins at step 0."""
     train_tiny()
-    monkeypatch.setattr("mixlab.training.checkpoint.save", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        extend(lab / "run", 20)
-    monkeypatch.undo()
-    monkeypatch.chdir(lab)
-    with pytest.raises(RunError, match="is not a run folder"):
+    with monkeypatch.context() as broken:
+        broken.setattr("mixlab.training.checkpoint.save", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            extend(lab / "run", 20)
+    with pytest.raises(RunError, match="no run folder"):
         resume(lab / "run-to-20")
+    assert extend(lab / "run", 20).status == "finished"
+
+
+DAMAGE = {
+    "gone": (lambda path: path.unlink(), "is missing"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "lines were lost"),
+    "not text": (lambda path: path.write_bytes(b"\xff" + path.read_bytes()[1:]), "line 1"),
+    "not JSON": (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), "line 1"),
+    "moved": (lambda path: path.write_bytes(b'{"a":1}\n' + path.read_bytes()), "end a line"),
+}
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evals.jsonl"])
+def test_a_parent_that_lost_its_figures(name, train_tiny, extend, lab):
+    path = train_tiny().run.path / name
+    whole = path.read_bytes()
+    for change, words in DAMAGE.values():
+        change(path)
+        with pytest.raises(RunError, match=rf"{name}.*{words}"):
+            extend(lab / "run", 14)
+        assert not (lab / "run-to-14").exists()
+        path.write_bytes(whole)
+    assert extend(lab / "run", 14).status == "finished"
+
+
+def test_a_parent_that_is_being_trained(train_tiny, extend, lab, fork_server):
+    run = train_tiny().run
+    with run.lock():
+        result = fork_server.run(["extend", run.path, "--steps", "14"], cwd=lab)
+    assert result.code == 2 and "in use by another process" in result.stderr
+    assert "then try again" in " ".join(result.stderr.split())
+    assert not (lab / "run-to-14").exists()
 
 
 def test_a_childs_child(train_tiny, extend, lab):
