@@ -12,6 +12,11 @@ class Document(NamedTuple):
     text: str
 
 
+def counted(n: int, noun: str) -> str:
+    """A number with its noun: 1 document, 2 documents."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 class SourceReport:
     """Counts what a corpus skipped, by reason, and records facts about the source.
 

@@ -70,7 +70,13 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress | None = Non
     progress = progress or Silent()
     snapshot = take_snapshot(config.corpus, cache_dir, progress)
     _tell_source(snapshot, progress)
-    dealt = split_documents(config.split, snapshot.hash_order(), snapshot.sizes)
+    dealt = split_documents(
+        config.split,
+        snapshot.hash_order(),
+        snapshot.sizes,
+        snapshot.facts["duplicates_dropped"]["documents"],
+        snapshot.facts["source"].get("document", "document"),
+    )
     overlap = measure_overlap(snapshot, dealt, cache_dir, progress)
     split, overlap_facts = apply_limit(config.split, snapshot, dealt, overlap, progress)
     folder, facts = _tokenise(config.tokenizer, snapshot, split, cache_dir, progress)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mixlab.core.errors import DataError
 from mixlab.data.config import SplitConfig
+from mixlab.data.documents import counted
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,12 +29,19 @@ class Split(NamedTuple):
     test: np.ndarray
 
 
-def split_documents(config: SplitConfig, order: np.ndarray, sizes: np.ndarray) -> Split:
+def split_documents(
+    config: SplitConfig,
+    order: np.ndarray,
+    sizes: np.ndarray,
+    n_copies: int = 0,
+    unit: str = "document",
+) -> Split:
     """Deal out documents: the lowest hashes to validation, the next to test, the rest to train.
 
     Args:
         order: (n_documents,) document numbers sorted by content hash.
         sizes: (n_documents,) bytes of each document.
+        n_copies: exact copies dropped before, and `unit` what a document is; for the message.
 
     Raises:
         DataError: a split would be empty.
@@ -45,13 +53,26 @@ def split_documents(config: SplitConfig, order: np.ndarray, sizes: np.ndarray) -
     n_test = _n_reaching(ends, n_validation, config.test_frac * n_bytes)
     n_held_out = n_validation + n_test
     if n_test == 0 or n_held_out >= len(order):
-        raise DataError(
-            f"data.split: {len(order)} distinct documents of {n_bytes} bytes (the largest has "
-            f"{int(sizes.max())}) do not give three splits that are not empty. Give more text, or "
-            "more documents: for plain text data.corpus.document=passage with a smaller "
-            "data.corpus.passage_bytes."
-        )
+        raise _too_few(sizes, n_copies, unit)
     return Split(order[n_held_out:], order[:n_validation], order[n_validation:n_held_out])
+
+
+def _too_few(sizes: np.ndarray, n_copies: int, unit: str) -> DataError:
+    """Why these documents do not give three splits: copies of each other, or simply too few."""
+    n = len(sizes)
+    if n_copies >= n:  # cutting the text into more pieces would only make more copies
+        return DataError(
+            f"data.corpus: the text repeats itself: only {n} of its {counted(n + n_copies, unit)} "
+            f"{'is' if n == 1 else 'are'} distinct, and exact copies are dropped before the split. "
+            "What is left does not give a train, a validation and a test split. Give text that "
+            "repeats itself less."
+        )
+    return DataError(
+        f"data.split: {counted(n, f'distinct {unit}')} of {int(sizes.sum())} bytes (the largest "
+        f"has {int(sizes.max())}) cannot give three splits that are not empty. Give more text, or "
+        "more documents: for plain text data.corpus.document=passage with a smaller "
+        "data.corpus.passage_bytes."
+    )
 
 
 def _n_reaching(ends: np.ndarray, first: int, target: float) -> int:

@@ -102,6 +102,17 @@ def test_an_empty_corpus(tmp_path, data_config):
         prepare(data_config(tmp_path / "*.txt"), tmp_path / "cache")
 
 
+@pytest.mark.parametrize("text", ["a" * 1_000_000, "GET / 200 OK\n" * 50_000], ids=["a", "log"])
+def test_text_that_repeats_itself_is_told_so(text, tmp_path, data_config):
+    """Smaller passages would be copies of each other all the more: they are not advised."""
+    path = tmp_path / "one.txt"
+    path.write_text(text)
+    message = r"the text repeats itself: only \d of its \d+ passages (is|are) distinct"
+    with pytest.raises(DataError, match=message) as error:
+        prepare(data_config(path, document="auto"), tmp_path / "cache")
+    assert "passage_bytes" not in str(error.value)
+
+
 def test_a_corpus_smaller_than_a_sequence(folder, data_config, tmp_path):
     with pytest.raises(DataError, match=r"tokens, which is 0 sequences of data\.seq_len = 100000"):
         prepare(data_config(folder, seq_len=100_000), tmp_path / "cache")
