@@ -11,7 +11,7 @@ from mixlab.data.cache import build_once
 from mixlab.data.config import DataConfig
 from mixlab.data.overlap import apply_limit, measure_overlap
 from mixlab.data.progress import Progress, Silent
-from mixlab.data.shards import TokenShards, require_windows, write_shards
+from mixlab.data.shards import TokenShards, require_fit, require_windows, write_shards
 from mixlab.data.snapshot import FORMAT, Snapshot, take_snapshot
 from mixlab.data.split import SPLITS, Split, split_documents
 from mixlab.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
@@ -46,12 +46,16 @@ class PreparedData:
         return self._shards[name]
 
     def require_sequences(self, name: str, n: int) -> None:
-        """Check that a split holds `n` sequences, such as one batch.
+        """Check that a split holds `n` sequences; for train, which is read in batches of
+        `train.batch_size` = n, that all others have at least one too.
 
         Raises:
             DataError: with the figures.
         """
-        require_windows(self.split(name), self.seq_len, n)
+        if name == "train":
+            require_fit(self._shards, self.seq_len, n)
+        else:
+            require_windows(self.split(name), self.seq_len, n)
 
 
 def _bytes_per_text_token(facts: dict[str, Any]) -> float:
@@ -90,8 +94,7 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress | None = Non
         "splits": facts["splits"],
     }
     data = PreparedData(folder, manifest, config.seq_len)
-    for name in SPLITS:
-        data.require_sequences(name, 1)
+    data.require_sequences("train", 1)
     return data
 
 

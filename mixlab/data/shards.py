@@ -1,12 +1,13 @@
 """Token files: one memory-mapped stream per split, each document followed by EOS."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mixlab.core.errors import DataError
+from mixlab.data.documents import counted
 from mixlab.data.progress import Advance
 from mixlab.data.snapshot import Snapshot
 from mixlab.data.tokenizers.base import Tokenizer
@@ -61,8 +62,52 @@ def require_windows(shards: TokenShards, seq_len: int, n: int) -> None:
         raise DataError(
             f"data.corpus: the {shards.name} split has {shards.n_tokens} tokens, which is "
             f"{n_windows} sequences of data.seq_len = {seq_len}; {n} are needed "
-            f"({n * seq_len + 1} tokens). Give more text, or lower data.seq_len or the batch size."
+            f"({n * seq_len + 1} tokens). Give more text, or lower data.seq_len."
         )
+
+
+def require_fit(splits: Mapping[str, TokenShards], seq_len: int, batch_size: int) -> None:
+    """Check that every split has a sequence, and train a whole batch of them.
+
+    Args:
+        batch_size: training sequences of one step; other splits are read in smaller batches if
+            they must.
+
+    Raises:
+        DataError: with the figures of all splits, and the `seq_len` that would do for all.
+    """
+    needed = {name: batch_size if name == "train" else 1 for name in splits}
+    n_windows = {name: shards.n_windows(seq_len) for name, shards in splits.items()}
+    if all(n_windows[name] >= needed[name] for name in splits):
+        return
+    found = ", ".join(
+        f"{name} {counted(shards.n_tokens, 'token')} ({counted(n_windows[name], 'sequence')})"
+        for name, shards in splits.items()
+    )
+    for_batch = f" and {batch_size} in train (train.batch_size)" if batch_size > 1 else ""
+    raise DataError(
+        f"data.seq_len = {seq_len}: expected at least one sequence of {seq_len} tokens and a last "
+        f"target in every split{for_batch}, but the text gives: {found}. "
+        f"{_way_to_fit(splits, seq_len, batch_size, needed)}"
+    )
+
+
+def _way_to_fit(
+    splits: Mapping[str, TokenShards], seq_len: int, batch_size: int, needed: Mapping[str, int]
+) -> str:
+    longest = min((shards.n_tokens - 1) // needed[name] for name, shards in splits.items())
+    ways = [f"set data.seq_len={longest} or less"] if longest else []
+    if batch_size > 1 and all(shards.n_windows(seq_len) for shards in splits.values()):
+        ways.append(f"set train.batch_size={splits['train'].n_windows(seq_len)} or less")
+    text = ", or ".join([*ways, "give more text"])
+    text = f"{text[0].upper()}{text[1:]}."
+    if batch_size > 1 or not longest:
+        return text
+    # The batch is not known yet, but the limit that it will meet can be told at once.
+    return (
+        f"{text} A training step also needs train.batch_size x data.seq_len below the "
+        f"{splits['train'].n_tokens} tokens of train."
+    )
 
 
 def write_shards(

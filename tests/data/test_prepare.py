@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -114,14 +115,37 @@ def test_text_that_repeats_itself_is_told_so(text, tmp_path, data_config):
 
 
 def test_a_corpus_smaller_than_a_sequence(folder, data_config, tmp_path):
-    with pytest.raises(DataError, match=r"tokens, which is 0 sequences of data\.seq_len = 100000"):
+    with pytest.raises(DataError, match=r"data\.seq_len = 100000: .*\(0 sequences\)"):
         prepare(data_config(folder, seq_len=100_000), tmp_path / "cache")
+
+
+def test_the_way_out_of_a_short_text_works_at_the_first_try(tmp_path, data_config):
+    path = tmp_path / "short.txt"
+    path.write_text(random_text(3, 600))
+    assert path.stat().st_size < 3_500
+    with pytest.raises(DataError, match=r"train \d+ tokens .*validation .*test") as error:
+        prepare(data_config(path, document="auto", seq_len=5000), tmp_path / "cache")
+    seq_len = int(re.search(r"Set data\.seq_len=(\d+)", str(error.value))[1])
+    data = prepare(data_config(path, document="auto", seq_len=seq_len), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"data\.seq_len"):
+        prepare(data_config(path, document="auto", seq_len=seq_len + 1), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"and 1000 in train \(train\.batch_size\)") as error:
+        data.require_sequences("train", 1000)
+    ways = re.search(
+        r"data\.seq_len=(\d+) or less, or set train\.batch_size=(\d+)", str(error.value)
+    )
+    data.require_sequences("train", int(ways[2]))
+    data.seq_len = int(ways[1])
+    data.require_sequences("train", 1000)
+    assert data.split("train").n_tokens == int(
+        re.search(r"train (\d+) tokens", str(error.value))[1]
+    )
 
 
 def test_a_corpus_smaller_than_a_batch(prepared):
     n_windows = prepared.split("train").n_windows(prepared.seq_len)
     prepared.require_sequences("train", n_windows)
-    with pytest.raises(DataError, match=f"{n_windows + 1} are needed"):
+    with pytest.raises(DataError, match=rf"and {n_windows + 1} in train \(train\.batch_size\)"):
         prepared.require_sequences("train", n_windows + 1)
 
 
