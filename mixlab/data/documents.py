@@ -1,5 +1,6 @@
 """What a corpus yields, and the account it keeps of what it had to leave out."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 N_NAMED = 10  # of everything that is counted, the first few are also named
@@ -26,6 +27,9 @@ class SourceReport:
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
         self.skipped: dict[str, dict[str, Any]] = {}
+        # Only for the message if nothing at all is left; neither goes into the manifest.
+        self.text_fields: list[str] = []  # of a corpus of rows: fields in which text was seen
+        self.first_defect: tuple[str, str] | None = None  # a path, and what is wrong with it where
 
     def skip(self, reason: str, name: str) -> None:
         """Count one thing left out of the corpus."""
@@ -33,6 +37,12 @@ class SourceReport:
         entry["count"] += 1
         if len(entry["first"]) < N_NAMED:
             entry["first"].append(name)
+
+    def saw_fields(self, names: Iterable[str]) -> None:
+        """Remember that these fields of the rows hold text."""
+        for name in names:
+            if name not in self.text_fields and len(self.text_fields) < N_NAMED:
+                self.text_fields.append(name)
 
     def summary(self) -> str:
         """One line for a person: how many were skipped and why; empty if none were."""

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from mixlab.core.config import digest, to_tree
-from mixlab.core.errors import DataError
 from mixlab.data.cache import build_once
 from mixlab.data.corpora.base import CorpusConfig
 from mixlab.data.documents import N_NAMED, SourceReport
@@ -141,11 +140,7 @@ def _write(corpus: CorpusConfig, folder: Path, advance: Any) -> None:
             bounds.append(bounds[-1] + len(text))
             name_bounds.append(name_bounds[-1] + len(name))
     if not seen:
-        found = f" Left out: {report.summary()}." if report.skipped else ""
-        raise DataError(
-            f"data.corpus.kind = {to_tree(corpus)['kind']!r}: expected at least one document, but "
-            f"the corpus is empty.{found} Point data.corpus at UTF-8 text."
-        )
+        raise corpus.nothing_left(report)
     np.array(bounds, dtype="<i8").tofile(folder / "bounds.bin")
     np.array(name_bounds, dtype="<i8").tofile(folder / "name_bounds.bin")
     facts = {

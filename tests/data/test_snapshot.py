@@ -67,6 +67,39 @@ def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
         take_snapshot(jsonl(tmp_path, ["", ""]), tmp_path / "cache", Silent())
 
 
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+ROWS = [{"id": i, "title": f"T{i}", "body": f"text {i}"} for i in range(30)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hf"])
+def test_a_field_without_text_names_those_with_text(kind, tmp_path, monkeypatch):
+    if kind == "jsonl":
+        write_rows(tmp_path / "rows.jsonl", ROWS)
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet"
+        )
+    if kind == "hf":
+        datasets = pytest.importorskip("datasets")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    corpus = decode(CORPORA[kind], {"kind": kind, "path": str(tmp_path), "field": "id"})
+    with pytest.raises(DataError, match=r"data\.corpus\.field = 'id'.*with text: title, body\."):
+        take_snapshot(corpus, tmp_path / "cache", Silent())
+
+
+def test_plain_text_read_as_json_lines_is_recognised(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("It was a dark night.\n12\n" * 20)
+    corpus = decode(CORPORA["jsonl"], {"kind": "jsonl", "path": str(path)})
+    with pytest.raises(DataError, match=r"kind = 'jsonl'.*set data\.corpus\.kind=text"):
+        take_snapshot(corpus, tmp_path / "cache", Silent())
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     base = random_text(0, n_words=9000)
     corpus = jsonl(tmp_path, [f"{i} {base}" for i in range(300)])  # 300 x 42 kB

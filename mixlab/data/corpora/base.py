@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mixlab.core.config import Config
+from mixlab.core.config import Config, to_tree
+from mixlab.core.errors import DataError
 from mixlab.data.documents import Document, SourceReport
 
 
@@ -18,9 +19,21 @@ class CorpusConfig(Config):
         """
         raise NotImplementedError
 
+    def nothing_left(self, report: SourceReport) -> DataError:
+        """The error for a corpus of which `report` tells that no document was left."""
+        return DataError(
+            f"data.corpus.kind = {to_tree(self)['kind']!r}: expected at least one document, but "
+            f"the corpus is empty.{left_out(report)} Point data.corpus at UTF-8 text."
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         """A cheap description by which a change of the source is noticed (sizes, times, versions).
 
         An entry `bytes`, where known, is the expected amount to read.
         """
         raise NotImplementedError
+
+
+def left_out(report: SourceReport) -> str:
+    """A sentence on what was skipped, with a blank in front; empty if nothing was."""
+    return f" Left out: {report.summary()}." if report.skipped else ""

@@ -44,6 +44,12 @@ class HubDataset(RowCorpus):
         rows = self._open()
         if rows.column_names:
             self._check_field(rows.column_names, f"{self.path} (split {self.split})")
+            features = rows.features or {}
+            report.saw_fields(
+                name
+                for name, kind in features.items()
+                if getattr(kind, "dtype", None) in ("string", "large_string")
+            )
             rows = rows.select_columns([self.field])  # the others are not even fetched
         yield from self._limited(self._documents(rows, report), report)
 

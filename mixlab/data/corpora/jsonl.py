@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import IO, Any, Literal
 
 from mixlab.core.errors import DataError
+from mixlab.data.corpora.base import left_out
 from mixlab.data.corpora.rows import RowCorpus, text_of
-from mixlab.data.documents import Document, SourceReport
+from mixlab.data.documents import N_NAMED, Document, SourceReport
 from mixlab.data.files import SourceFile, find_files, fingerprint
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
+_NOT_JSON = "line that is not JSON"
 
 
 class Jsonl(RowCorpus):
@@ -32,6 +34,15 @@ class Jsonl(RowCorpus):
     def fingerprint(self) -> dict[str, Any]:
         return fingerprint(find_files(self.path, _SUFFIXES, SourceReport()))
 
+    def nothing_left(self, report: SourceReport) -> DataError:
+        if _NOT_JSON in report.skipped and not report.text_fields:
+            return DataError(
+                "data.corpus.kind = 'jsonl': expected JSON objects, one on each line of "
+                f"{self.path!r}, but no line is one with text.{left_out(report)} If the file is "
+                "plain text, set data.corpus.kind=text."
+            )
+        return super().nothing_left(report)
+
     def _rows(self, file: SourceFile, report: SourceReport) -> Iterator[Document]:
         n_objects = 0
         try:
@@ -44,6 +55,8 @@ class Jsonl(RowCorpus):
                     n_objects += 1
                     if n_objects == 1:
                         self._check_field(row, f"the rows of {file.name}")
+                    if n_objects <= N_NAMED:
+                        report.saw_fields(k for k, value in row.items() if isinstance(value, str))
                     if self.field not in row:
                         report.skip("row without the field", name)
                         continue
@@ -71,7 +84,7 @@ def _parse(line: bytes, name: str, report: SourceReport) -> dict[str, Any] | Non
         report.skip("line that is not UTF-8", name)
         return None
     except (ValueError, RecursionError):
-        report.skip("line that is not JSON", name)
+        report.skip(_NOT_JSON, name)
         return None
     if not isinstance(row, dict):
         report.skip("line that is not a JSON object", name)

@@ -38,6 +38,11 @@ class Parquet(RowCorpus):
         try:
             with parquet.ParquetFile(file.path) as table:
                 self._check_field(table.schema_arrow.names, file.name)
+                report.saw_fields(
+                    column.name
+                    for column in table.schema_arrow
+                    if str(column.type) in ("string", "large_string", "string_view")
+                )
                 number = 0
                 for rows in table.iter_batches(_N_ROWS, columns=[self.field]):
                     for value in rows.column(0).to_pylist():

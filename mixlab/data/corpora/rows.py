@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from mixlab.core.errors import DataError
-from mixlab.data.corpora.base import CorpusConfig
+from mixlab.data.corpora.base import CorpusConfig, left_out
 from mixlab.data.documents import Document, SourceReport
 
 
@@ -26,6 +26,16 @@ class RowCorpus(CorpusConfig):
                 report.facts["reached_max_documents"] = True
                 return
             yield document
+
+    def nothing_left(self, report: SourceReport) -> DataError:
+        others = [name for name in report.text_fields if name != self.field]
+        if others:
+            return DataError(
+                f"data.corpus.field = {self.field!r}: expected a field with text, but no row has "
+                f"text there.{left_out(report)} Set data.corpus.field to one of the fields with "
+                f"text: {', '.join(others)}."
+            )
+        return super().nothing_left(report)
 
     def _check_field(self, names: Iterable[str], where: str) -> None:
         """Raise unless the text field is among a source's fields."""
