@@ -20,8 +20,10 @@ from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
 from mixlab.jobs.recorder import RunRecorder, restore
+from mixlab.jobs.run_tokenizer import repair_description
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.signals import stop_on_signals
+from mixlab.jobs.standing import going_on, last_summary
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.length import Length
 from mixlab.training.loop import NonFiniteLossError, Progress, train
@@ -103,7 +105,7 @@ def resume_run(
         config = decode_config(read_yaml(run.config_path))
         if recipe is not None or overrides:
             _refuse_changes(run, recipe, overrides)
-        summary = run.read_json("summary.json") or {}
+        summary = last_summary(run)
         if at_step is None and summary.get("status") in ("finished", "stopped early"):
             raise RunError(
                 f"run {path}: is {summary['status']} at step {summary.get('steps')}, so there is "
@@ -116,6 +118,8 @@ def resume_run(
         checkpoint = find_checkpoint(run, at_step)
         if checkpoint is not None:
             _refuse_edits(run, config, checkpoint)
+            repair_description(run, data, screen)
+            screen.note(going_on(run, int(config.train.length.amount), checkpoint))
         _forget_the_end(run, at_step)
         progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress()
         return run_sitting(run, config, data, hardware, progress, checkpoint, screen, command)
@@ -289,6 +293,11 @@ def refuse_other_text(run: RunDir, data: AnyData) -> None:
     before = run.read_json("data.json")
     if before is None:
         return
+    if not isinstance(before, dict):
+        raise RunError(
+            f"{run.data_path} is damaged: expected a JSON object. Restore it from a copy of the "
+            "run folder."
+        )
     keys = ("content_hash", "tokenizer", "splits")
     changed = [key for key in keys if before.get(key) != data.manifest.get(key)]
     if changed:

@@ -9,10 +9,11 @@ import torch
 from mixlab.core.config import decode, read_yaml
 from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.core.run_dir import RunDir
-from mixlab.data.tokenizers.base import Tokenizer, load_tokenizer
+from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.config import RunConfig, decode_config
+from mixlab.jobs.run_tokenizer import open_tokenizer
 from mixlab.nn.language_model import LanguageModel, build_model
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.optimizers.base import copy_exactly
@@ -83,7 +84,7 @@ def open_trained(path: Path | str, which: str = "best") -> TrainedModel:
     parameters, that is what is loaded: it is what was evaluated.
 
     Raises:
-        RunError: no such run.
+        RunError: no such run, or its tokenizer is not the one that it was trained with.
         CheckpointError: no such checkpoint, or it is damaged.
     """
     run = RunDir.open(path)
@@ -93,15 +94,13 @@ def open_trained(path: Path | str, which: str = "best") -> TrainedModel:
             f"run {run.path}: is of kind {config.kind}, which solves puzzles and writes no text. "
             f"Its answers are in {run.report_path.name} and the pictures beside it."
         )
+    tokenizer = open_tokenizer(run)
     loaded = checkpoints.load(_find(run, which))
     model = build_model(config.model, config.seed)
     checkpoints.load_module(model, loaded.tensors["model"])
     if "ema" in loaded.tensors:
         copy_exactly(dict(model.named_parameters()), loaded.tensors["ema"], "the averaged weights")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    manifest = run.read_json("data.json") or {}
-    eos = manifest.get("tokenizer", {}).get("eos", "auto")
-    tokenizer = load_tokenizer(run.path / "tokenizer.json", eos)
     return TrainedModel(model.to(device).eval(), tokenizer, loaded.step)
 
 

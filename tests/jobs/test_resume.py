@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from run_contents import assert_same_run, rows
+from screens import Quiet
 from tiny_runs import NOISY, Signalling
 from tiny_text import write_corpus
 
@@ -93,6 +94,25 @@ def test_a_kill_between_the_last_save_and_the_summary_of_an_early_stop(train_tin
     (lab / "run" / "summary.json").unlink()
     again = resume(lab / "run")
     assert (again.status, again.summary["steps"]) == ("stopped early", 4)
+
+
+def test_it_says_where_it_goes_on(train_tiny, resume, lab):
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(screen=Signalling(8, signal.SIGINT, times=2))
+    screen = Signalling(11, signal.SIGINT)  # 5 was saved, 6 and 7 were only recorded
+    resume(lab / "run", screen=screen)
+    assert "Going on from step 5 of 12; 2 steps that were not saved are repeated." in screen.notes
+    last = Quiet()
+    resume(lab / "run", screen=last)
+    assert "Going on from step 11 of 12." in last.notes
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\xff"])
+def test_a_damaged_summary_is_made_again(content, interrupted, resume):
+    run = interrupted(9)
+    (run / "summary.json").write_bytes(content.encode("latin-1"))
+    assert resume(run).summary["status"] == "finished"
+    assert RunDir.open(run).read_json("summary.json")["status"] == "finished"
 
 
 # --- changed since --------------------------------------------------------------------------------
