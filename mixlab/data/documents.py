@@ -29,7 +29,7 @@ class SourceReport:
         self.skipped: dict[str, dict[str, Any]] = {}
         # Only for the message if nothing at all is left; neither goes into the manifest.
         self.text_fields: list[str] = []  # of a corpus of rows: fields in which text was seen
-        self.first_defect: tuple[str, str] | None = None  # a path, and what is wrong with it where
+        self.first_defect: tuple[str, str, str] | None = None  # path, what is where, way out
 
     def skip(self, reason: str, name: str) -> None:
         """Count one thing left out of the corpus."""

@@ -17,6 +17,8 @@ CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_MIB = 32
 MAX_DOCUMENT_BYTES = MAX_DOCUMENT_MIB << 20
 
+_NOT_UTF8, _NUL = "not UTF-8", "holds NUL bytes"
+
 
 class SourceFile(NamedTuple):
     """A regular file of a corpus; `name` is how reports call it, `path` has no links in it."""
@@ -136,41 +138,86 @@ def read_text(file: SourceFile, report: SourceReport) -> str | None:
     except OSError as error:
         report.skip(f"unreadable ({error.strerror})", file.name)
         return None
-    reason = _defect(data)
-    if reason:
-        report.skip(reason, file.name)
+    defect = _defect(data)
+    if defect is not None:
+        _skip_defect(file, defect, report)
         return None
     return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
 
 
-def _defect(data: bytes) -> str:
+class _Defect(NamedTuple):
+    """Why a file's bytes are not text, and where: `at` counts bytes from 0; -1 means everywhere."""
+
+    reason: str
+    at: int = -1
+    byte: int = 0
+
+
+def _defect(data: bytes) -> _Defect | None:
     if not data.removeprefix(codecs.BOM_UTF8):
-        return "empty"
+        return _Defect("empty")
     try:
         data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
+    except UnicodeDecodeError as error:
+        return _Defect(_NOT_UTF8, error.start, data[error.start])
     # UTF-16 of plain English is valid UTF-8 with a NUL beside each letter: that is not text.
-    return "holds NUL bytes" if b"\0" in data else ""
+    at = data.find(b"\0")
+    return _Defect(_NUL, at) if at >= 0 else None
+
+
+def _skip_defect(file: SourceFile, defect: _Defect, report: SourceReport) -> None:
+    report.skip(defect.reason, file.name)
+    if report.first_defect is None and defect.at >= 0:
+        report.first_defect = (file.path, *_in_words(defect))
+
+
+def _in_words(defect: _Defect) -> tuple[str, str]:
+    """Where a file stops being UTF-8 text, and what can be done."""
+    if defect.reason == _NUL:
+        what = f"byte {defect.at} is NUL"
+        if defect.at > 1:  # UTF-16 with a plain letter in front has one beside the first letter
+            return what, "Such a file is no text; point data.corpus at text."
+        encoding = "UTF-16LE" if defect.at else "UTF-16BE"
+    else:
+        what = f"byte {defect.at} is 0x{defect.byte:02x}"
+        # 0xff and 0xfe begin the mark of UTF-16. Else Latin-1 is a guess, if one that always reads.
+        encoding = "UTF-16" if defect.at == 0 and defect.byte >= 0xFE else "LATIN1"
+    return what, (
+        "If it is text in another encoding, convert it first, for example with: "
+        f"iconv -f {encoding} -t UTF-8 OLD > NEW"
+    )
 
 
 def is_clean_text(file: SourceFile, report: SourceReport) -> bool:
     """Whether a file of any size is UTF-8 text, found in constant memory; counted if not."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    n_characters, holds_nul = 0, False
     try:
-        with open(file.path, "rb") as stream:
-            while chunk := stream.read(CHUNK_BYTES):
-                holds_nul = holds_nul or b"\0" in chunk
-                n_characters += len(decoder.decode(chunk))
-        n_characters += len(decoder.decode(b"", final=True))
-    except UnicodeDecodeError:
-        report.skip("not UTF-8", file.name)
-        return False
+        defect = _find_defect(file.path)
+        if defect is not None:
+            _skip_defect(file, defect, report)
     except OSError as error:
         report.skip(f"unreadable ({error.strerror})", file.name)
         return False
-    if n_characters == 0 or holds_nul:
-        report.skip("holds NUL bytes" if holds_nul else "empty", file.name)
-        return False
-    return True
+    return defect is None
+
+
+def _find_defect(path: str) -> _Defect | None:
+    """As `_defect`, but for a file of any size."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    n_bytes, n_characters, nul_at = 0, 0, -1
+    with open(path, "rb") as stream:
+        while True:
+            chunk = stream.read(CHUNK_BYTES)
+            if nul_at < 0 and (found := chunk.find(b"\0")) >= 0:
+                nul_at = n_bytes + found
+            n_bytes += len(chunk)
+            try:
+                n_characters += len(decoder.decode(chunk, final=not chunk))
+            except UnicodeDecodeError as error:
+                # What the decoder was looking at ends where reading has come to.
+                at = n_bytes - len(error.object) + error.start
+                return _Defect(_NOT_UTF8, at, error.object[error.start])
+            if not chunk:
+                break
+    if nul_at >= 0:
+        return _Defect(_NUL, nul_at)
+    return _Defect("empty") if n_characters == 0 else None

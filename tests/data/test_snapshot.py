@@ -9,6 +9,7 @@ from data_samples import random_text
 
 from mixlab.core.config import decode
 from mixlab.core.errors import DataError
+from mixlab.data import files
 from mixlab.data import snapshot as snapshot_module
 from mixlab.data.corpora import CORPORA
 from mixlab.data.progress import Silent
@@ -65,6 +66,31 @@ def test_a_lone_surrogate_and_a_giant_are_skipped(tmp_path, monkeypatch):
 def test_nothing_left_is_an_error_with_the_reasons(tmp_path):
     with pytest.raises(DataError, match=r"corpus is empty.*2 x empty \(first: rows\.jsonl:1\)"):
         take_snapshot(jsonl(tmp_path, ["", ""]), tmp_path / "cache", Silent())
+
+
+ENCODED = {
+    "latin1": ("caf\xe9".encode("latin-1"), r"byte 3 is 0xe9.*iconv -f LATIN1 -t UTF-8"),
+    "utf16": ("words".encode("utf-16"), r"byte 0 is 0xff.*iconv -f UTF-16 -t"),
+    "utf16le": ("words".encode("utf-16-le"), r"byte 1 is NUL.*iconv -f UTF-16LE -t"),
+    "binary": (b"words\0", r"byte 5 is NUL\. Such a file is no text"),
+    "cut short": (b"x" * 70 + b"\xe2\x82", r"byte 70 is 0xe2"),
+    "behind a mark": (b"\xef\xbb\xbfab\xff", r"byte 5 is 0xff"),
+}
+
+
+@pytest.mark.parametrize("document", ["file", "passage"])
+@pytest.mark.parametrize(("data", "message"), ENCODED.values(), ids=ENCODED.keys())
+def test_another_encoding_is_told_with_path_and_place(
+    data, message, document, tmp_path, monkeypatch
+):
+    path = tmp_path / "book.txt"
+    path.write_bytes(data)
+    tree = {"kind": "text", "path": str(path), "document": document}
+    corpus = decode(CORPORA["text"], tree)
+    for chunk_bytes in (1 << 20, 3):  # a character may lie across two pieces
+        monkeypatch.setattr(files, "CHUNK_BYTES", chunk_bytes)
+        with pytest.raises(DataError, match=f"^{path}: .*{message}"):
+            take_snapshot(corpus, tmp_path / "cache", Silent())
 
 
 def write_rows(path, rows):

@@ -21,6 +21,11 @@ class CorpusConfig(Config):
 
     def nothing_left(self, report: SourceReport) -> DataError:
         """The error for a corpus of which `report` tells that no document was left."""
+        if report.first_defect is not None:
+            path, what, way_out = report.first_defect
+            n_files = sum(entry["count"] for entry in report.skipped.values())
+            others = f" No document is left: {report.summary()}." if n_files > 1 else ""
+            return DataError(f"{path}: expected UTF-8 text, but {what}.{others} {way_out}")
         return DataError(
             f"data.corpus.kind = {to_tree(self)['kind']!r}: expected at least one document, but "
             f"the corpus is empty.{left_out(report)} Point data.corpus at UTF-8 text."
