@@ -39,11 +39,16 @@ def generate_tokens(
     if not 0 <= seed < 2**63:
         raise LabError(f"seed = {seed}: expected a whole number from 0 to 2**63 - 1.")
     room = model.cfg.max_seq_len - len(prompt)
+    if room < 1:
+        raise LabError(
+            f"prompt of {len(prompt)} tokens: expected fewer than model.max_seq_len = "
+            f"{model.cfg.max_seq_len}, so that there is room for an answer. Shorten the prompt."
+        )
     if max_new_tokens > room:
         raise LabError(
             f"prompt of {len(prompt)} tokens and {max_new_tokens} new ones: expected at most "
             f"model.max_seq_len = {model.cfg.max_seq_len} together. Shorten the prompt or ask for "
-            f"at most {max(room, 0)} tokens."
+            f"at most {room} tokens."
         )
     device = model.embed_tokens.weight.device
     generator = torch.Generator(device).manual_seed(seed)

@@ -6,6 +6,9 @@ from torch import Tensor
 
 from mixlab.core.config import Config
 
+COLDEST = 1e-300
+"""Temperatures below draw as this one does; the reciprocal of a smaller one may overflow."""
+
 
 class SamplingConfig(Config):
     """How the next token is drawn; the filters apply in the order written here."""
@@ -25,7 +28,9 @@ def sample(logits: Tensor, cfg: SamplingConfig, generator: torch.Generator) -> T
     """
     if cfg.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits.to(torch.float64) / cfg.temperature
+    logits = logits.to(torch.float64)
+    # From the row's maximum down, so that a tiny temperature gives -inf and never inf - inf.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(cfg.temperature, COLDEST)
     if cfg.top_k is not None and cfg.top_k < logits.shape[-1]:
         floor = logits.topk(cfg.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)

@@ -91,7 +91,9 @@ def test_the_mode_is_put_back():
 
 @pytest.mark.parametrize(
     ("prompt", "n", "message"),
-    [([], 3, "at least one token"), ([1] * 20, 5, "at most 4 tokens"), ([1] * 30, 1, "at most 0"),
+    [([], 3, "at least one token"), ([1] * 20, 5, "at most 4 tokens"),
+     ([1] * 30, 1, "prompt of 30 tokens: expected fewer than model.max_seq_len = 24"),
+     ([1] * 24, 1, "Shorten the prompt.$"),
      ([1], 0, "max_new_tokens = 0"), ([1], -3, "max_new_tokens = -3")],
 )  # fmt: skip
 def test_what_cannot_be_continued(prompt, n, message):
@@ -149,7 +151,9 @@ def test_ties_at_the_edge_of_top_k_are_all_kept():
     assert sorted(drawn.unique().tolist()) == [0, 1, 2]
 
 
-def test_tiny_temperatures_do_not_overflow():
-    logits = torch.tensor([[3.0, -4.0, 2.0]])
-    cold = SamplingConfig(temperature=1e-30)
-    assert int(sample(logits, cold, torch.Generator().manual_seed(0))) == 0
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300, 1e-320, 5e-324])
+@pytest.mark.parametrize("top", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_tiny_temperatures_take_the_likeliest(temperature, top):
+    logits = torch.tensor([[3.0, -4.0, 2.0, -torch.inf], [-9.0, -4.0, -4.0001, -5.0]])
+    cold = SamplingConfig(temperature=temperature, **top)
+    assert sample(logits, cold, torch.Generator().manual_seed(0)).tolist() == [0, 1]
