@@ -44,11 +44,28 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that reads `1e-3` as a number (YAML 1.2) and refuses a key given twice."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789"),
-)
+# Only what YAML 1.2 calls a number or a truth value: 010 is ten, 12:30 and 2024-01-01 are texts.
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?[0-9][0-9_]*$", "-+0123456789"),
+    (
+        "float",
+        r"^[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$"
+        r"|^\.(?:nan|NaN|NAN)$",
+        "-+.0123456789",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("merge", r"^(?:<<)$", "<"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+
+
+def _decimal(loader: "_Loader", node: yaml.ScalarNode) -> int:
+    return int(node.value.replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> Tree:
@@ -133,14 +150,15 @@ def set_path(tree: Any, path: Sequence[str], value: Any, where: str = "") -> Any
         return merge(tree, value)
     key, rest = path[0], path[1:]
     here = f"{where}.{key}" if where else key
-    if isinstance(tree, list):
-        if not key.isdigit() or int(key) >= len(tree):
+    if isinstance(tree, list) or (tree is None and key == "0"):
+        items = list(tree or [])
+        if not key.isdigit() or int(key) > len(items):
             raise ConfigError(
-                here, value, f"the number of a list item, 0 to {len(tree) - 1}, in place of {key!r}"
+                here, value, f"the number of a list item, 0 to {len(items)}, in place of {key!r}"
             )
-        changed = list(tree)
-        changed[int(key)] = set_path(tree[int(key)], rest, value, here)
-        return changed
+        old = items[int(key)] if int(key) < len(items) else None
+        items[int(key) : int(key) + 1] = [set_path(old, rest, value, here)]
+        return items
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(
             here, value, f"{where} to be a group of settings, but it is {tree!r}", f"Set {where}."
@@ -232,6 +250,9 @@ def _translate(cls: type[Config], tree: Any, error: ValidationError) -> ConfigEr
         if not tags:
             tags = _tags(cls, tree, path)
         given = got.get("kind") if isinstance(got, dict) else got
+        if not isinstance(got, dict):
+            fix = f"Did you mean {dotted}.kind={got}?" if got in tags else ""
+            return ConfigError(dotted, _short(got), "a group of settings with a kind", fix)
         where = f"{dotted}.kind" if isinstance(got, dict) else dotted
         expected = f"one of {', '.join(tags)}" if tags else "a known kind"
         close = difflib.get_close_matches(str(given), tags, n=1, cutoff=0.5)
@@ -245,12 +266,31 @@ def _translate(cls: type[Config], tree: Any, error: ValidationError) -> ConfigEr
             f"one of {', '.join(options)}",
             f"Did you mean {close[0]!r}?" if close else "",
         )
-    rule = re.sub(r"^(Input|Value) should be ", "", first["msg"]).removeprefix("Value error, ")
-    rule = rule.removeprefix("String should ")
-    for words in ("a valid dictionary or object to extract fields from", "a valid dictionary"):
-        rule = rule.replace(words, "a group of settings")
-    rule = re.sub(r"^a valid dictionary or instance of \w+", "a group of settings", rule)
-    return ConfigError(dotted, _short(got), rule[0].lower() + rule[1:])
+    rule = next((text for start, text in _RULES.items() if kind.startswith(start)), "")
+    if not rule:
+        rule = re.sub(r"^(Input|Value|String) should (be )?", "", first["msg"])
+        rule = rule.removeprefix("Value error, ")
+    tags = _tags(cls, tree, path) if isinstance(got, str) else []
+    fix = f"Did you mean {dotted}.kind={got}?" if got in tags else ""
+    return ConfigError(dotted, _short(got), rule[0].lower() + rule[1:], fix)
+
+
+# What to say instead of pydantic's words, by the beginning of its error type.
+_RULES = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_too_short": "some text",
+    "string_pattern": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    "string_type": "a text; put it in quotes",
+    "tuple_type": "a list, such as [a, b]",
+    "list_type": "a list, such as [a, b]",
+    "dict_type": "a group of settings",
+    "model_type": "a group of settings",
+    "model_attributes_type": "a group of settings",
+    "invalid_key": "names as keys",
+}
 
 
 def _as_typed(tree: Any, loc: Sequence[str | int]) -> list[str | int]:

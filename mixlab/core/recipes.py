@@ -6,6 +6,7 @@ recipe may be replaced by a packaged preset of that part: `data=cosmopedia` lays
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -28,7 +29,7 @@ class RecipeInfo(NamedTuple):
 def list_recipes() -> list[RecipeInfo]:
     """Every packaged recipe with the text of its `about` key."""
     found = []
-    for name in _names(_folder()):
+    for name in sorted(_names(_folder()), key=lambda name: (name != "quickstart", name)):
         tree = _packaged(_folder(), name)
         found.append(RecipeInfo(name, " ".join(str(tree.get("about", "")).split())))
     return found
@@ -57,6 +58,9 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Tree:
             plain.append(text)
         else:
             tree = preset
+    if overrides:
+        # What the recipe says of itself need not be true of a changed one.
+        tree["about"] = f"{name_or_file} with {', '.join(overrides)}."
     return override(tree, plain)
 
 
@@ -101,13 +105,18 @@ def _load(name_or_file: str, depth: int) -> Tree:
                 f"{path} is a folder; a recipe is a YAML file or one of {', '.join(names)}."
             )
         tree = read_yaml(path)
-        tree.setdefault("name", path.stem)
+        tree.setdefault("name", _run_name(path.stem))
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     if not isinstance(parent, str):
         raise LabError(f"extends = {parent!r}: expected the name of a recipe.")
     return merge(_load(parent, depth + 1), tree)
+
+
+def _run_name(stem: str) -> str:
+    """A file's name as the name of a run folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
 
 
 def _folder() -> Traversable:

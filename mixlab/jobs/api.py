@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mixlab.core.config import merge, read_yaml
-from mixlab.core.errors import LabError
+from mixlab.core.errors import LabError, RunError
 from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
 from mixlab.infer.sampler import SamplingConfig
@@ -61,7 +62,7 @@ def train(
             f"config = {config!r}: expected what mixlab.recipe(...) returns, such as "
             'mixlab.train(mixlab.recipe("quickstart")).'
         )
-    path = None if run_dir is None else Path(run_dir)
+    path = None if run_dir is None else _folder("run_dir", run_dir)
     return Run(start_run(config, run_dir=path, screen=screen, command="mixlab.train(...)").run)
 
 
@@ -71,7 +72,14 @@ def open_run(path: str | Path) -> "Run":
     Raises:
         RunError: there is no run at `path`.
     """
-    return Run(RunDir.open(path))
+    return Run(RunDir.open(_folder("path", path)))
+
+
+def _folder(name: str, value: object) -> Path:
+    """A path as it was given to Python, where an empty one would quietly mean this folder."""
+    if isinstance(value, str | PathLike) and str(value):
+        return Path(value)
+    raise RunError(f"{name} = {value!r}: expected a run folder, such as 'runs/quickstart'.")
 
 
 class Run:
@@ -117,11 +125,19 @@ class Run:
 
     @property
     def report(self) -> str:
-        """The report in Markdown."""
+        """The report in Markdown.
+
+        Raises:
+            RunError: it is not written yet.
+        """
+        if not self._folder.report_path.exists():
+            raise RunError(
+                f"run {self.path}: has no report yet, which is written when training ends."
+            )
         return self._folder.report_path.read_text(encoding="utf-8")
 
-    def model(self, checkpoint: str = "best") -> TrainedModel:
-        """Weights and tokenizer of "best", "last" or a kept step (as text)."""
+    def model(self, checkpoint: str | int = "best") -> TrainedModel:
+        """Weights and tokenizer of "best", "last" or the number of a kept step."""
         return open_trained(self.path, checkpoint)
 
     @cached_property

@@ -163,6 +163,17 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         ema = Ema(model.named_parameters(), rate=rate)
         warning = horizon_warning(rate, int(config.train.length.amount))
         notes += [warning] if warning else []
+    n_steps, warmup = int(config.train.length.amount), config.train.schedule.warmup_steps
+    if warmup > n_steps:
+        notes.append(
+            f"train.schedule.warmup_steps = {warmup} is longer than the run of {n_steps} steps: "
+            "the learning rate never reaches its peak."
+        )
+    if config.sample.max_new_tokens >= config.model.max_seq_len:
+        notes.append(
+            f"sample.max_new_tokens = {config.sample.max_new_tokens} does not fit "
+            f"model.max_seq_len = {config.model.max_seq_len}: samples are shorter."
+        )
     context = context_figures(data.split("validation"), seq_len, n_eval_windows)
     return Session(
         config=config,

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,8 +18,8 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM inside the block; a second one has its usual effect.
+def stop_on_signals(tell: Callable[[str], None]) -> Iterator[StopRequest]:
+    """Catch SIGINT and SIGTERM inside the block, `tell` so, and let a second one act as usual.
 
     Outside the main thread signals cannot be caught, and nothing is changed.
     """
@@ -32,6 +32,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = number
+        tell("Stopping and saving after the update at hand; Ctrl-C again stops at once, unsaved.")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

@@ -188,15 +188,20 @@ def run_sitting(
         recorder.tidy(progress)
         for note in session.notes if progress.step == 0 else []:
             screen.note(note)
+
+        def evaluate() -> dict[str, Any]:
+            with screen.task("Measuring the validation loss", None):
+                return session.evaluate()
+
         try:
-            with stop_on_signals() as stop:
+            with stop_on_signals(screen.note) as stop:
                 outcome = train(
                     session.objective,
                     session.optimizer,
                     session.ema,
                     plan,
                     progress,
-                    evaluate=session.evaluate,
+                    evaluate=evaluate,
                     recorder=recorder,
                     is_stop_requested=stop,
                     clock=time.monotonic,
@@ -253,6 +258,8 @@ def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -
     request_path = run.path / "request.yaml"
     before = read_yaml(request_path if request_path.exists() else run.config_path)
     again = override(before, overrides) if recipe is None else load_recipe(recipe, overrides)
+    # `about` tells of overrides, which may well be left out when a run is resumed.
+    before, again = {**before, "about": ""}, {**again, "about": ""}
     changes = diff(before, to_tree(decode_config(again)))
     if changes:
         raise RunError(

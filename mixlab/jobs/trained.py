@@ -35,6 +35,8 @@ class TrainedModel:
         Raises:
             LabError: the prompt is empty, too long, or not text.
         """
+        if not isinstance(prompt, str):
+            raise LabError(f"prompt = {prompt!r}: expected text, such as 'def '.")
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -77,7 +79,7 @@ class TrainedModel:
         return "".join(pieces)
 
 
-def open_trained(path: Path | str, which: str = "best") -> TrainedModel:
+def open_trained(path: Path | str, which: str | int = "best") -> TrainedModel:
     """Load a model from a run folder.
 
     `which` is "best", "last" or the step of a kept checkpoint. If the run keeps an average of its
@@ -113,7 +115,7 @@ def sampling_of(**settings: float | None) -> SamplingConfig:
     return decode(SamplingConfig, settings)
 
 
-def _find(run: RunDir, which: str) -> Path:
+def _find(run: RunDir, which: str | int) -> Path:
     folder = run.checkpoints_path
     steps = checkpoints.steps(folder)
     if not steps:
@@ -126,7 +128,7 @@ def _find(run: RunDir, which: str) -> Path:
         return checkpoints.step_path(folder, best.step)
     if which in ("best", "last"):
         return checkpoints.step_path(folder, steps[-1])
-    if which.isdigit() and int(which) in steps:
+    if str(which).isdecimal() and int(which) in steps:
         return checkpoints.step_path(folder, int(which))
     kept = ", ".join(map(str, steps))
     raise CheckpointError(

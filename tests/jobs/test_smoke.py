@@ -9,7 +9,9 @@ from mixlab.jobs.smoke import N_STEPS, load_shrunk, shrink
 from mixlab.jobs.train import start_run
 from mixlab.nn.budget import model_budget
 
-RECIPES = [recipe.name for recipe in list_recipes()]
+NAMES = [recipe.name for recipe in list_recipes()]
+RECIPES = [name for name in NAMES if isinstance(load_config(name), RunConfig)]
+REFINERS = [name for name in NAMES if name not in RECIPES]
 BLOCKS = {
     "linear": {
         "sequence_mixer": {"kind": "gated_deltanet", "n_heads": 6, "n_v_heads": 24,
@@ -91,6 +93,21 @@ def test_nothing_grows(name):
     after = model_budget(small.model, small.data.seq_len)
     assert after.n_params < 500_000 < before.n_params
     assert small.tokens_per_step <= config.tokens_per_step
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_refiners_shrink(name):
+    small = load_shrunk(name)
+    assert shrink(small) == small
+    assert small.train.length.amount <= N_STEPS
+    assert small.data.task.kind == load_config(name).data.task.kind
+
+
+@pytest.mark.parametrize("name", ["sudoku-4x4", "maze-10x10"])
+def test_small_refiners_train(name, lab, quiet, no_pictures):
+    config = load_shrunk(name, ["train.device=cpu", "train.threads=1"])
+    result = start_run(config, run_dir=lab / "run", screen=quiet, command="test")
+    assert result.status == "finished" and result.summary["steps"] == config.train.length.amount
 
 
 def test_a_ready_made_tokenizer_keeps_its_rows():
