@@ -84,13 +84,20 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress | None = Non
     overlap = measure_overlap(snapshot, dealt, cache_dir, progress)
     split, overlap_facts = apply_limit(config.split, snapshot, dealt, overlap, progress)
     folder, facts = _tokenise(config.tokenizer, snapshot, split, cache_dir, progress)
+    # A ready-made tokenizer has the size it has: nothing else was asked for.
+    wanted = getattr(config.tokenizer, "vocab_size", facts["tokenizer"]["vocab_size"])
+    _tell_vocabulary(facts["tokenizer"]["vocab_size"], wanted, progress)
     manifest = {
         "format": FORMAT,
         "corpus": to_tree(config.corpus),
         **snapshot.facts,
         "split": to_tree(config.split),
         "overlap": overlap_facts,
-        "tokenizer": {"config": to_tree(config.tokenizer), **facts["tokenizer"]},
+        "tokenizer": {
+            "config": to_tree(config.tokenizer),
+            "vocab_size_asked": wanted,
+            **facts["tokenizer"],
+        },
         "splits": facts["splits"],
     }
     data = PreparedData(folder, manifest, config.seq_len)
@@ -110,6 +117,13 @@ def _tell_source(snapshot: Snapshot, progress: Progress) -> None:
     for reason, entry in facts["skipped"].items():
         names = ", ".join(entry["first"][:3])
         progress.note(f"Skipped: {entry['count']} x {reason} ({names}).")
+
+
+def _tell_vocabulary(n_entries: int, wanted: int, progress: Progress) -> None:
+    if n_entries < wanted:
+        progress.note(
+            f"The training text has merges for {n_entries} tokens only; {wanted} were asked for."
+        )
 
 
 def _tokenise(
@@ -162,11 +176,4 @@ def _make_tokenizer(
                 yield snapshot.text(i)
                 advance(int(snapshot.sizes[i]))
 
-        tokenizer = config.build(texts())
-    wanted = getattr(config, "vocab_size", tokenizer.vocab_size)
-    if tokenizer.vocab_size < wanted:
-        progress.note(
-            f"The training text has merges for {tokenizer.vocab_size} tokens only; "
-            f"{wanted} were asked for."
-        )
-    return tokenizer
+        return config.build(texts())

@@ -81,6 +81,18 @@ def test_a_second_run_takes_everything_from_the_cache(folder, data_config, tmp_p
     assert as_json(first) == as_json(second)
 
 
+def test_a_tokenizer_that_stayed_small_says_so_on_every_run(
+    folder, data_config, tmp_path, recorder
+):
+    for n_runs in (1, 2):
+        data = prepare(data_config(folder, vocab_size=100_000), tmp_path / "cache", recorder)
+        notes = [note for note in recorder.notes if "100000 were asked for" in note]
+        assert len(notes) == n_runs
+        assert f"{data.tokenizer.vocab_size} tokens only" in notes[-1]
+        facts = data.manifest["tokenizer"]
+        assert facts["vocab_size"] < facts["vocab_size_asked"] == 100_000
+
+
 def test_a_changed_source_is_noticed(folder, data_config, tmp_path):
     first = prepare(data_config(folder), tmp_path / "cache")
     (folder / "doc00.txt").write_text(random_text(1000))
