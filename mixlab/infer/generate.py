@@ -1,6 +1,7 @@
 """Prompt in, tokens out, one cached step at a time."""
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 
@@ -30,14 +31,17 @@ def generate_tokens(
     loops as `loops` says; absent, to its trained depth, and tokens leave by its exit rule.
 
     Raises:
-        LabError: the prompt is empty, or prompt and answer exceed the model's `max_seq_len`.
+        LabError: the prompt is empty, prompt and answer exceed the model's `max_seq_len`, or a
+            number is not one.
     """
     if not prompt:
         raise LabError("prompt = '': expected at least one token to continue.")
-    if max_new_tokens < 1:
-        raise LabError(f"max_new_tokens = {max_new_tokens}: expected at least 1.")
-    if not 0 <= seed < 2**63:
-        raise LabError(f"seed = {seed}: expected a whole number from 0 to 2**63 - 1.")
+    if not _is_whole(max_new_tokens) or max_new_tokens < 1:
+        raise LabError(
+            f"max_new_tokens = {max_new_tokens!r}: expected a whole number of at least 1."
+        )
+    if not _is_whole(seed) or not 0 <= seed < 2**63:
+        raise LabError(f"seed = {seed!r}: expected a whole number from 0 to 2**63 - 1.")
     room = model.cfg.max_seq_len - len(prompt)
     if room < 1:
         raise LabError(
@@ -51,7 +55,7 @@ def generate_tokens(
             f"at most {room} tokens."
         )
     device = model.embed_tokens.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(int(seed))
     tokens = torch.tensor([list(prompt)], device=device)
     state = model.initial_state(1)
     if loops is None and model.recursion is not None:
@@ -72,3 +76,7 @@ def generate_tokens(
             yield token
     finally:
         model.train(was_training)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,54 @@
+"""The Python face: what is given wrongly is said in words, not by a traceback."""
+
+import numpy as np
+import pytest
+
+from mixlab.core.errors import CheckpointError, LabError, RunError
+from mixlab.jobs.api import Run, open_run, recipe, train
+
+
+@pytest.fixture
+def run(train_tiny):
+    return Run(train_tiny("checkpoint.keep_every=5", "train.length=6").run)
+
+
+def test_a_kept_step_by_its_number(run):
+    assert [run.model(step).step for step in (5, "5", np.int64(5))] == [5, 5, 5]
+    for step in (3, "\u00b2", None, -5, 5.0, True):
+        with pytest.raises(CheckpointError, match=r"checkpoint = .*kept checkpoint: .*5, 6"):
+            run.model(step)
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "message"),
+    [
+        ((5,), {}, "prompt = 5: expected text"),
+        ((None,), {}, "prompt = None: expected text"),
+        (("a",), {"max_new_tokens": "3"}, "max_new_tokens = '3': expected a whole number"),
+        (("a",), {"max_new_tokens": 2.5}, "max_new_tokens = 2.5: expected a whole number"),
+        (("a",), {"max_new_tokens": True}, "max_new_tokens = True: expected a whole number"),
+        (("a",), {"seed": "1"}, "seed = '1': expected a whole number"),
+        (("a",), {"temperature": "warm"}, "temperature = 'warm'"),
+    ],
+)
+def test_settings_that_are_none(words, settings, message, run):
+    with pytest.raises(LabError, match=message):
+        run.generate(*words, **settings)
+    assert run.generate("a", max_new_tokens=np.int64(2), seed=np.int64(3)) == run.generate(
+        "a", max_new_tokens=2, seed=3
+    )
+
+
+@pytest.mark.parametrize("path", [None, 5, "", ["runs"], b"runs"])
+def test_paths_that_are_none(path, lab, tiny_recipe):
+    with pytest.raises(RunError, match=r"path = .*expected a run folder"):
+        open_run(path)
+    if path is not None:
+        with pytest.raises(RunError, match=r"run_dir = .*expected a run folder"):
+            train(recipe(tiny_recipe), run_dir=path)
+
+
+def test_a_report_that_is_not_written(run):
+    run.path.joinpath("report.md").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="has no report yet"):
+        _ = run.report
