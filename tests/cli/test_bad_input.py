@@ -55,7 +55,7 @@ CASES = {
     "empty corpus": (["train", "TINY", "data.corpus.path=empty"], ["empty"]),
     "empty file": (["train", "TINY", "data.corpus.path=blank.txt"], ["more text"]),
     "less than one batch": (
-        ["train", "TINY", "train.batch_size=100000"], ["100000 are needed", "batch size"]
+        ["train", "TINY", "train.batch_size=100000"], ["train.batch_size=1235", "more text"]
     ),
     "no recipe": (["train"], ["mixlab list recipes"]),
     "no such file": (["train", "no/such.yaml"], ["no/such.yaml", "cannot be read"]),
