@@ -18,6 +18,13 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def amount(n_bytes: int) -> str:
+    """An amount of text in decimal units, as the report has them: 512 bytes, 3.4 kB, 9.82 MB."""
+    if n_bytes < 1000:
+        return counted(n_bytes, "byte")
+    return f"{n_bytes / 1e3:.1f} kB" if n_bytes < 999_950 else f"{n_bytes / 1e6:.2f} MB"
+
+
 class SourceReport:
     """Counts what a corpus skipped, by reason, and records facts about the source.
 

@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 MAX_DOCUMENT_MIB = 32
 MAX_DOCUMENT_BYTES = MAX_DOCUMENT_MIB << 20
 
-_NOT_UTF8, _NUL = "not UTF-8", "holds NUL bytes"
+_NOT_UTF8, _NUL, _HIDDEN = "not UTF-8", "holds NUL bytes", "hidden"
 
 
 class SourceFile(NamedTuple):
@@ -88,7 +88,7 @@ def find_files(
 
     Args:
         suffixes: which files of a folder count; empty means all. A file given by name or glob
-            always counts. Hidden files and folders inside a folder are left out.
+            always counts. Hidden files and folders inside a folder are left out and counted.
 
     Raises:
         DataError: a path that leads to no file.
@@ -107,25 +107,37 @@ def find_files(
             if not os.path.isdir(match):
                 found.append(os.path.abspath(match))
             elif is_there or "**" not in given:  # what ** matches inside is in the list already
-                found += _folder_files(os.path.abspath(match), suffixes)
+                found += _folder_files(os.path.abspath(match), suffixes, report)
     # Named from where their paths part, so that a corpus keeps its names when it is moved.
     base = os.path.commonpath([os.path.dirname(path) for path in found]) if found else ""
     names = ((os.path.relpath(path, base).replace(os.sep, "/"), path) for path in found)
     files = stat_files(names, report)
     if not files:
         wanted = f" ending in {' or '.join(suffixes)}" if suffixes else ""
-        raise DataError(f"data.corpus.path = {paths!r}: expected files{wanted}, but found none.")
+        found_else = f" Left out: {report.summary()}." if report.skipped else ""
+        raise DataError(
+            f"data.corpus.path = {paths!r}: expected files{wanted}, but found none.{found_else}"
+        )
     return files
 
 
-def _folder_files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+def _folder_files(folder: str, suffixes: tuple[str, ...], report: SourceReport) -> Iterator[str]:
     def is_visible(name: str) -> bool:
         return not name.rpartition("/")[2].startswith(".")
 
-    def is_wanted(name: str) -> bool:
-        return is_visible(name) and (not suffixes or name.endswith(suffixes))
+    def keep(name: str) -> bool:
+        if suffixes and not name.endswith(suffixes):
+            return False
+        if not is_visible(name):
+            report.skip(_HIDDEN, name)
+        return is_visible(name)
 
-    return (path for _, path in walk(Path(folder), is_wanted, is_visible))
+    def enter(name: str) -> bool:
+        if not is_visible(name):  # counted as one, as nothing inside is looked at
+            report.skip(_HIDDEN, name + "/")
+        return is_visible(name)
+
+    return (path for _, path in walk(Path(folder), keep, enter))
 
 
 def read_text(file: SourceFile, report: SourceReport) -> str | None:

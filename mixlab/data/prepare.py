@@ -9,6 +9,7 @@ import numpy as np
 from mixlab.core.config import digest, to_tree
 from mixlab.data.cache import build_once
 from mixlab.data.config import DataConfig
+from mixlab.data.documents import amount, counted
 from mixlab.data.overlap import apply_limit, measure_overlap
 from mixlab.data.progress import Progress, Silent
 from mixlab.data.shards import TokenShards, require_fit, require_windows, write_shards
@@ -109,8 +110,8 @@ def _tell_source(snapshot: Snapshot, progress: Progress) -> None:
     facts = snapshot.facts
     read, dropped = facts["read"], facts["duplicates_dropped"]
     progress.note(
-        f"Corpus: {read['documents']} documents, {read['bytes'] / 1e6:.2f} MB; "
-        f"{dropped['documents']} exact duplicates dropped."
+        f"Corpus: {counted(read['documents'], 'document')}, {amount(read['bytes'])}; "
+        f"{counted(dropped['documents'], 'exact duplicate')} dropped."
     )
     if facts["source"].get("reached_max_documents"):
         progress.note("The source has more: reading stopped at data.corpus.max_documents.")

@@ -13,7 +13,7 @@ from mixlab.core.config import decode
 from mixlab.core.errors import ConfigError, DataError, MissingPackageError
 from mixlab.data.corpora import CORPORA
 from mixlab.data.corpora.text import cut
-from mixlab.data.documents import N_NAMED, SourceReport
+from mixlab.data.documents import N_NAMED, SourceReport, amount
 
 
 def read(kind, **settings):
@@ -70,6 +70,8 @@ def test_what_is_not_text_is_skipped_counted_and_named(folder):
     (folder / "again").symlink_to(folder)
     (folder / "alias.txt").symlink_to(folder / "doc00.txt")
     (folder / ".hidden").write_text("secret")
+    (folder / ".git" / "deep").mkdir(parents=True)
+    (folder / ".git" / "deep" / "config.txt").write_text("secret")
     os.mkfifo(folder / "pipe")
     for document in ("file", "passage"):
         documents, report = read("text", path=str(folder), document=document)
@@ -82,6 +84,7 @@ def test_what_is_not_text_is_skipped_counted_and_named(folder):
         ]
         assert found["holds NUL bytes"] == 1
         assert found["empty"] == 2
+        assert sorted(report.skipped["hidden"]["first"]) == [".git/", ".hidden"]
         assert found["not a regular file"] == 1
         assert sum(n for reason, n in found.items() if reason.startswith("unreadable")) == 2
         assert "after the mark\r\n" in documents.values()
@@ -125,7 +128,10 @@ def test_a_path_that_leads_nowhere_is_named(missing):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="found none"):
+    with pytest.raises(DataError, match=r"found none\.$"):
+        read("text", path=str(tmp_path))
+    (tmp_path / ".hidden").write_text("secret")
+    with pytest.raises(DataError, match=r"found none\. Left out: 1 x hidden"):
         read("text", path=str(tmp_path))
 
 
@@ -182,6 +188,23 @@ def test_many_even_files_stay_whole_and_a_dominant_one_is_cut(tmp_path):
     assert read("text", path=str(tmp_path))[1].facts["document"] == "file"
     (tmp_path / "huge.txt").write_text("a line\n\n" * 20_000)
     assert read("text", path=str(tmp_path))[1].facts["document"] == "passage"
+
+
+@pytest.mark.parametrize("value", [0, 63, 2**24 + 1, "some", 1.5])
+def test_the_rule_of_a_passage_size_tells_that_numbers_are_allowed(value):
+    message = r"^passage_bytes = .*: expected auto, or a number of bytes from 64 to 16777216"
+    with pytest.raises(ConfigError, match=message):
+        decode(CORPORA["text"], {"path": "x", "passage_bytes": value})
+    assert decode(CORPORA["text"], {"path": "x", "passage_bytes": 64}).passage_bytes == 64
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(1, "1 byte"), (999, "999 bytes"), (3440, "3.4 kB"), (999_949, "999.9 kB"),
+     (999_950, "1.00 MB"), (9_820_000, "9.82 MB")],
+)  # fmt: skip
+def test_amounts_of_text_are_never_rounded_to_nothing(n_bytes, text):
+    assert amount(n_bytes) == text
 
 
 # --- JSON lines ---

@@ -52,7 +52,8 @@ def test_the_manifest_tells_what_was_done(folder, data_config, tmp_path, recorde
         shards = data.split(name)
         assert shards.token_bytes[shards.tokens].sum(dtype=np.float64) == facts["bytes"]
     assert any("zz_bad.txt" in note for note in recorder.notes)
-    assert any("1 exact duplicates" in note for note in recorder.notes)
+    assert any("Corpus: 41 documents" in note for note in recorder.notes)
+    assert any(" kB; 1 exact duplicate dropped" in note for note in recorder.notes)
     assert any("Overlap of validation" in note for note in recorder.notes)
     for total, done in recorder.tasks.values():
         assert 0 < done <= total

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from mixlab.core.errors import DataError, Rule
 from mixlab.data.corpora.base import CorpusConfig
@@ -27,6 +27,7 @@ _MAX_FILE_FRAC = 0.05
 # `passage_bytes: auto` aims at this many passages, between these sizes.
 _N_PASSAGES = 200
 _PASSAGE_BYTES_MIN, _PASSAGE_BYTES_MAX = 256, 8192
+_ASKED_MIN, _ASKED_MAX = 64, 1 << 24  # what may be asked for instead
 
 # Where a passage may end, best first; the end of the match is the end of the passage.
 _BOUNDARIES = (re.compile(rb"\n[ \t\r]*\n"), re.compile(rb"\n"), re.compile(rb"[ \t\r\f\v]+"))
@@ -41,9 +42,19 @@ class Text(CorpusConfig):
     document: Literal["auto", "file", "passage"] = "auto"
     """The unit that is split and deduplicated: a whole file, or a passage of one. `auto` takes
     files where there are many and none dominates, and passages otherwise."""
-    passage_bytes: Literal["auto"] | Annotated[int, Field(ge=64, le=1 << 24)] = "auto"
+    passage_bytes: Literal["auto"] | Annotated[int, Field(ge=_ASKED_MIN, le=_ASKED_MAX)] = "auto"
     """The length in bytes that a passage aims at; it ends at a blank line if one is near, else at
     a line's end, else at white space. `auto` gives about two hundred passages or more."""
+
+    @field_validator("passage_bytes", mode="wrap")
+    @classmethod
+    def _auto_or_bytes(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise Rule(
+                "", value, f"auto, or a number of bytes from {_ASKED_MIN} to {_ASKED_MAX}"
+            ) from None
 
     def model_post_init(self, context: Any) -> None:
         if not self.path:
