@@ -11,6 +11,7 @@ How these files survive a crash is the matter of `core/json_files.py`.
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,13 +54,29 @@ class RunDir:
         """
         run = cls(path)
         if not run._mkdir():
-            way_out = (
-                f"Continue it with: mixlab train --resume {run.path}, or choose another name."
-                if is_run(run.path)
-                else "Choose another name, or delete it first."
-            )
-            raise RunError(f"run folder {run.path} exists already: expected a new name. {way_out}")
+            run.refuse_taken()
         return run
+
+    def refuse_taken(self) -> None:
+        """Refuse a name at which something lies already, and say what.
+
+        Raises:
+            RunError: its advice is to resume only where a run lies.
+        """
+        path = self.path
+        if not path.exists() and not path.is_symlink():
+            return
+        if is_run(path):
+            what = "is a run already"
+            way_out = f"Go on with that run by `mixlab train --resume {shlex.quote(str(path))}`, or"
+            way_out += " choose another name."
+        elif not path.is_dir():
+            what, way_out = "is a file", "Choose another name."
+        elif not path.name:  # "." or "": nobody should be told to delete it
+            what, way_out = "is the folder you are in", "Name a new one, such as runs/first."
+        else:
+            what, way_out = "is a folder already", "Choose another name, or delete it first."
+        raise RunError(f"run folder {path} {what}: expected a name that is still free. {way_out}")
 
     @classmethod
     def create_next(cls, root: Path | str, name: str) -> "RunDir":

@@ -85,10 +85,13 @@ def extend_run(
         update={"length": Length(n_steps, "steps"), "bridge": start.bridge}
     )
     child_config = decode_config({**to_tree(config), "train": to_tree(train)})
+    named = path if path.name.strip(".") else path.resolve()  # "." has no name to build on
+    child = RunDir(run_dir or named.with_name(f"{named.name}-to-{n_steps}"))
+    child.refuse_taken()
     hardware = settle_hardware(child_config.train)
     data = kind_of(child_config).prepare_data(child_config, screen)
     refuse_other_text(parent, data)
-    child = RunDir.create(run_dir or path.with_name(f"{path.name}-to-{n_steps}"))
+    child = RunDir.create(child.path)
     screen.note(_explain(path, start, n_steps))
     progress = replace(
         Progress(**checkpoint.state["progress"]),

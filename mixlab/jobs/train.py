@@ -58,11 +58,8 @@ def start_run(
     screen = screen or PlainScreen()
     is_config = isinstance(recipe, RunConfig | RefineRunConfig)
     request = recipe if is_config else load_config(recipe, overrides)
-    if run_dir is not None and run_dir.exists():
-        raise RunError(
-            f"run folder {run_dir}: expected a name that does not exist yet. Go on with that run "
-            f"by `mixlab train --resume {run_dir}`, or choose another --run-dir."
-        )
+    if run_dir is not None:
+        RunDir(run_dir).refuse_taken()
     if request.train.bridge is not None:
         raise ConfigError(
             "train.bridge", to_tree(request.train.bridge), "nothing in a run that begins at step 0",

@@ -26,10 +26,10 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_create_refuses_an_existing_folder_and_names_the_way_out(run: RunDir, tmp_path: Path):
-    with pytest.raises(RunError, match=r"exists already.*--resume .*quickstart"):
+    with pytest.raises(RunError, match=r"is a run already.*--resume .*quickstart"):
         RunDir.create(run.path)
     (tmp_path / "other").mkdir()
-    with pytest.raises(RunError, match=r"exists already.*delete it first"):
+    with pytest.raises(RunError, match=r"is a folder already.*delete it first"):
         RunDir.create(tmp_path / "other")
 
 
@@ -268,3 +268,25 @@ def test_metrics_and_evals_read_their_files(run: RunDir):
 def test_reading_a_run_needs_no_torch():
     code = "import sys, mixlab.core.run_dir; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_taken_name_is_called_what_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "config.yaml").write_text("")
+    cases = {
+        "text": r"is a file.*Choose another name\.$",
+        "dangling": "is a file",
+        "folder": "is a folder already.*delete it first",
+        "": "is the folder you are in.*such as runs/first",
+        "a run": r"is a run already.*--resume 'a run'`, or choose",
+    }
+    for name, message in cases.items():
+        for refuse in (lambda path: RunDir(path).refuse_taken(), RunDir.create):
+            with pytest.raises(RunError, match=message) as error:
+                refuse(name)
+            assert ("resume" in str(error.value)) == (name == "a run")
+    RunDir("free").refuse_taken()

@@ -3,6 +3,7 @@
 import json
 import signal
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from run_contents import assert_same_run, rows
@@ -169,13 +170,19 @@ def test_what_cannot_be_extended(train_tiny, extend, lab):
     with pytest.raises(RunError, match=r"--steps 12: expected more than the 12"):
         extend(lab / "run", 12)
     extend(lab / "run", 13)
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match=r"is a run already.*train --resume"):
         extend(lab / "run", 13)
     with pytest.raises(RunError, match="no run folder"):
         extend(lab / "nothing", 13)
     checkpoints.prune(lab / "run" / "checkpoints", [])
     with pytest.raises(CheckpointError, match="has no checkpoint to go on from"):
         extend(lab / "run", 20)
+
+
+def test_a_parent_that_one_stands_in(train_tiny, extend, lab, monkeypatch):
+    train_tiny()
+    monkeypatch.chdir(lab / "run")
+    assert extend(Path(), 13).run.path == lab / "run-to-13"
 
 
 def test_a_child_needs_the_parents_text(lab, tiny_recipe, quiet, extend, no_pictures):

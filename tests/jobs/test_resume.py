@@ -222,7 +222,7 @@ def test_a_second_process_is_refused(interrupted, fork_server, lab):
 
 def test_an_existing_folder_is_refused_before_anything_else(train_tiny, lab):
     (lab / "run").mkdir()
-    with pytest.raises(RunError, match="expected a name that does not exist yet"):
+    with pytest.raises(RunError, match="is a folder already: expected a name that is still free"):
         train_tiny()
 
 
