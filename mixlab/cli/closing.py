@@ -1,5 +1,7 @@
 """The last words of a training command: how it went, what it wrote, what to try next."""
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixlab.core import units
@@ -8,6 +10,8 @@ if TYPE_CHECKING:
     from mixlab.jobs.train import RunResult
 
 SAMPLE_CHARS = 600
+PROMPT_CHARS = 24
+PYTHON_PROMPT = '"import "'  # as one types it
 
 
 def closing_text(result: "RunResult") -> str:
@@ -16,23 +20,47 @@ def closing_text(result: "RunResult") -> str:
     if result.status == "interrupted":
         return (
             f"Stopped after step {summary['steps']} of {summary['planned_steps']}; everything is "
-            f"saved.\nGo on with: mixlab train --resume {run.path}"
+            f"saved.\nGo on with: mixlab train --resume {_quoted(run.path)}"
         )
     if "refinement" in summary:
         return _refinement(result)
     lines = [_figures(summary), f"Curves: {run.curves_path}", f"Report: {run.report_path}"]
-    for row in run.read_jsonl("samples.jsonl")[:1]:
+    samples = run.read_jsonl("samples.jsonl")
+    for row in samples[:1]:
         text = (row["prompt"] + row["text"])[:SAMPLE_CHARS]
         quoted = "\n".join(f"  | {line}" for line in text.splitlines())
         lines += ["", f"A sample, continuing {row['prompt']!r}:", quoted]
     lines += [
         "",
         "Next:",
-        f'  mixlab generate {run.path} --prompt "import "',
-        f"  mixlab extend {run.path} --steps {2 * summary['steps']}",
+        f"  mixlab generate {_quoted(run.path)} --prompt {_prompt(result, samples)}",
+        f"  mixlab extend {_quoted(run.path)} --steps {2 * summary['steps']}",
         "  mixlab list recipes",
     ]
     return "\n".join(lines)
+
+
+def _quoted(path: Path) -> str:
+    """A path as an argument: for the shell one word, for mixlab no option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def _prompt(result: "RunResult", samples: list[dict[str, Any]]) -> str:
+    """A prompt in the manner of the run's text, for the shell: Python, or as a sample began."""
+    data = result.run.read_json("data.json") or {}
+    corpus = data.get("corpus", {}).get("kind", "")
+    words = next((row["prompt"].split() for row in samples if row["prompt"].strip()), [])
+    if not words or corpus.startswith("python"):
+        return PYTHON_PROMPT
+    prompt = words[0][:PROMPT_CHARS]
+    for word in words[1:]:
+        if len(prompt) + 1 + len(word) > PROMPT_CHARS:
+            break
+        prompt += f" {word}"
+    if prompt.startswith("-"):  # would be taken for an option
+        prompt = f" {prompt}"
+    return shlex.quote(prompt)
 
 
 def _refinement(result: "RunResult") -> str:
@@ -55,7 +83,7 @@ def _refinement(result: "RunResult") -> str:
         f"Report: {run.report_path}",
         "",
         "Next:",
-        f"  mixlab extend {run.path} --steps {2 * summary['steps']}",
+        f"  mixlab extend {_quoted(run.path)} --steps {2 * summary['steps']}",
         "  mixlab list recipes",
     ]
     return "\n".join(lines)
