@@ -4,6 +4,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,10 @@ def test_wandb_offline_keeps_every_row_in_the_run_folder(tmp_path: Path, no_netw
     assert len(ids) == 1
     files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert files and all(f"run-{ids.copy().pop()}" in file.name for file in files)
-    assert all(b"train/loss_nats" in file.read_bytes() for file in files)
+    deadline = time.monotonic() + 20  # wandb's service writes behind our back
+    while not all(b"train/loss_nats" in file.read_bytes() for file in files):
+        assert time.monotonic() < deadline, "the rows did not reach the run folder"
+        time.sleep(0.1)
 
 
 _TRACKIO = """
