@@ -17,6 +17,7 @@ from transformers.utils import import_utils
 # Where flash-linear-attention is installed the stock layers take its kernels, which need a GPU.
 import_utils.is_flash_linear_attention_available = lambda: False
 
+from parity.gated_deltanet_weights import split_stock
 from transformers import DynamicCache
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5GatedDeltaNet
@@ -27,7 +28,7 @@ from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
 from mixlab.ops.gated_delta_rule import gated_delta_rule
 
 D_MODEL, N_KEYS, N_HEADS, K_DIM = 24, 2, 4, 8
-N_SHARED = N_HEADS // N_KEYS
+SIZES = {"n_keys": N_KEYS, "n_heads": N_HEADS, "k_dim": K_DIM}
 LENGTHS = [1, 7, 65, 130]
 RULES = ["torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"]
 
@@ -58,39 +59,14 @@ def stock_pair(name):
     return layer, config
 
 
-def split_stock(tensors):
-    """Stock weights (or gradients) by our names, from the fused or from the flat layout."""
-    out = {
-        "conv1d.weight": tensors["conv1d.weight"], "A_log": tensors["A_log"],
-        "dt_bias": tensors["dt_bias"], "o_norm.weight": tensors["norm.weight"],
-        "o_proj.weight": tensors["out_proj.weight"],
-    }  # fmt: skip
-    if "in_proj_qkvz.weight" in tensors:
-        # Interleaved: for each key head its query, key, values and gates, one after the other.
-        wide = N_SHARED * K_DIM
-        per_head = tensors["in_proj_qkvz.weight"].unflatten(0, (N_KEYS, -1))
-        parts = per_head.split([K_DIM, K_DIM, wide, wide], dim=1)
-        for name, part in zip("qkvg", parts, strict=True):
-            out[f"{name}_proj.weight"] = part.flatten(0, 1)
-        per_head = tensors["in_proj_ba.weight"].unflatten(0, (N_KEYS, -1))
-        for name, part in zip("ba", per_head.split([N_SHARED, N_SHARED], dim=1), strict=True):
-            out[f"{name}_proj.weight"] = part.flatten(0, 1)
-    else:
-        sizes = [N_KEYS * K_DIM, N_KEYS * K_DIM, N_HEADS * K_DIM]
-        for name, part in zip("qkv", tensors["in_proj_qkv.weight"].split(sizes), strict=True):
-            out[f"{name}_proj.weight"] = part
-        out["g_proj.weight"] = tensors["in_proj_z.weight"]
-        out["b_proj.weight"] = tensors["in_proj_b.weight"]
-        out["a_proj.weight"] = tensors["in_proj_a.weight"]
-    return out
-
-
 @pytest.fixture(params=["qwen3_next", "qwen3_5"])
 def pair(request):
     stock, config = stock_pair(request.param)
     cfg = GatedDeltaNetConfig(n_heads=N_KEYS, n_v_heads=N_HEADS, head_dim=K_DIM)
     ours = cfg.build(D_MODEL)
-    ours.load_state_dict(split_stock(stock.state_dict()))  # strict: every name is accounted for
+    ours.load_state_dict(
+        split_stock(stock.state_dict(), **SIZES)
+    )  # strict: every name is accounted for
     return ours, stock, config
 
 
@@ -107,7 +83,7 @@ def test_layer_output_and_every_gradient(pair, n_tokens):
     reading = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
     (y * reading).sum().backward()
     (y_stock * reading).sum().backward()
-    want = split_stock({name: p.grad for name, p in stock.named_parameters()})
+    want = split_stock({name: p.grad for name, p in stock.named_parameters()}, **SIZES)
     got = {name: p.grad for name, p in ours.named_parameters()} | {"x": x.grad}
     for name, gradient in (want | {"x": x_stock.grad}).items():
         assert_close(got[name], gradient, name)
