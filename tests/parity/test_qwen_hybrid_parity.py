@@ -74,7 +74,7 @@ def stock_model(variant):
         for name, p in model.named_parameters():
             if name.endswith(("A_log", "dt_bias")):
                 p.zero_()  # a decay of about a half, which lets the past be felt
-            p += 0.1 * torch.randn(p.shape, generator=g)
+            p += 0.05 * torch.randn(p.shape, generator=g)
     return model
 
 
