@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mixlab.nn.channel_mixers.base import ChannelMixer, ChannelMixerConfig, ChannelOutput
 from mixlab.nn.linear import Linear
+from mixlab.ops.dtypes import autocast_once
 
 
 class MLPConfig(ChannelMixerConfig):
@@ -44,4 +45,5 @@ class MLP(ChannelMixer):
         self.down_proj = Linear(cfg.d_ff, d_model)
 
     def forward(self, x: Tensor) -> ChannelOutput:
+        x = autocast_once(x)
         return ChannelOutput(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None, {})

@@ -23,7 +23,7 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixerConfig,
 )
 from mixlab.ops.attention import Backend, attention
-from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.dtypes import at_least_float32, autocast_once
 from mixlab.ops.packing import Packing
 from mixlab.ops.rope import apply_rope, rope_table
 
@@ -170,7 +170,7 @@ class Attention(SequenceMixer):
     def forward(
         self, x: Tensor, state: AttentionState | None = None, packing: Packing | None = None
     ) -> MixerOutput:
-        cfg = self.cfg
+        cfg, x = self.cfg, autocast_once(x)
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if cfg.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
