@@ -6,6 +6,7 @@ from mixlab.tasks.base import Task
 from mixlab.tasks.gym import ReasoningGym
 from mixlab.tasks.maze.file import MazeFile
 from mixlab.tasks.maze.made import Maze
+from mixlab.tasks.recall import Recall
 from mixlab.tasks.sudoku.dug import SudokuDug
 from mixlab.tasks.sudoku.file import SudokuFile
 
@@ -17,5 +18,6 @@ TASKS: Registry[Task] = Registry(
         "maze-file": MazeFile,
         "arc_1d": Arc1D,
         "reasoning-gym": ReasoningGym,
+        "recall": Recall,
     }
 )

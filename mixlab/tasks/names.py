@@ -19,6 +19,11 @@ _FORMS: dict[str, tuple[str, str]] = {
         "maze-10x10-path-12",
     ),
     "arc_1d": (r"arc_1d-(?P<width>\d+)-demos-(?P<n_demos>\d+)", "arc_1d-16-demos-3"),
+    "recall": (
+        r"recall-(?P<n_pairs>\d+)-pairs-(?P<n_queries>\d+)-queries"
+        r"-(?P<n_keys>\d+)-(?P<n_values>\d+)",
+        "recall-8-pairs-4-queries-26-10",
+    ),
     "reasoning-gym": (r"reasoning-gym-(?P<task>\w+)", "reasoning-gym-chain_sum"),
 }
 """Kind -> the form of its names, and one of them."""

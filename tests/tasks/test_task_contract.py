@@ -5,7 +5,7 @@ import pytest
 
 from mixlab.core.config import decode, to_tree
 from mixlab.core.errors import DataError, LabError
-from mixlab.tasks import TASKS, Arc1D, Maze, ReasoningGym, SudokuDug
+from mixlab.tasks import TASKS, Arc1D, Maze, ReasoningGym, Recall, SudokuDug
 from mixlab.tasks.base import Task
 from mixlab.tasks.names import named_task
 
@@ -17,6 +17,7 @@ ALL = [
     Maze(size=9, style="carved", min_path=8),
     Maze(size=30, style="carved", min_path=110),
     Arc1D(),
+    Recall(),
     ReasoningGym(task="chain_sum"),
     ReasoningGym(task="spiral_matrix", question_size=120, answer_size=120),
 ]
@@ -152,6 +153,7 @@ def test_wrong_shapes_and_tokens_are_refused(task: Task) -> None:
         "sudoku-dug-9x9-50-54-search",
         "maze-30x30-path-110-carved",
         "arc_1d-16-demos-3",
+        "recall-8-pairs-4-queries-26-10",
         "reasoning-gym-gcd",
     ],
 )
