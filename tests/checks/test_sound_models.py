@@ -106,9 +106,18 @@ def test_the_same_figures_every_time():
 
 LOOPED = {
     "fixed": {"depth": {"kind": "fixed", "steps": 3}},
-    "kl_exit": {"halting": {"kind": "kl_exit"}, "injection": "concat"},
-    "gate": {"halting": {"kind": "gate"}, "injection": "linear", "state_init": "zeros"},
-    "cut": {"bp_max_loops": 2, "H_cycles": 2, "depth": {"kind": "uniform", "halt_max_steps": 3}},
+    "kl_exit": {
+        "halting": {"kind": "kl_exit"},
+        "injection": "concat",
+        "depth": {"kind": "uniform", "halt_max_steps": 3},
+    },
+    "gate": {
+        "halting": {"kind": "gate"},
+        "injection": "linear",
+        "state_init": "zeros",
+        "depth": {"kind": "fixed", "steps": 2},
+    },
+    "cut": {"bp_max_loops": 2, "H_cycles": 2, "depth": {"kind": "uniform", "halt_max_steps": 2}},
 }
 
 
