@@ -18,14 +18,16 @@ ALLOWED = {
     "evals": {"core", "ops", "data", "nn", "infer"},
     "tasks": {"core", "ops", "data", "nn"},
     "checks": {"core", "ops", "data", "nn", "infer", "evals", "training"},
-    "report": {"core"},
+    "stats": {"core"},
+    "report": {"core", "stats"},
     "jobs": {"core", "report"} | TENSORS,
-    "cli": {"core", "jobs", "report"},
+    "studies": {"core", "stats", "report", "jobs"} | TENSORS,
+    "cli": {"core", "stats", "jobs", "report", "studies"},
 }
 ROOT = Path(mixlab.__file__).parent
 # Readers of files that must not need torch: NumPy does there, so that data can be prepared and
 # reports written by a process that never pays for loading it.
-NUMPY_ONLY = {"core", "report", "data"}
+NUMPY_ONLY = {"core", "report", "data", "stats"}
 MAY_USE_TORCH = {"data/batch.py", "data/loader.py"}
 
 
