@@ -49,8 +49,11 @@ def start_run(
     run_dir: Path | None = None,
     screen: Screen | None = None,
     command: str | None = None,
+    data: AnyData | None = None,
 ) -> RunResult:
     """Train a recipe, a YAML file or a config into a new run folder.
+
+    `data` is the config's prepared data, where the caller has it already.
 
     Raises:
         LabError: anything that the user can set right, before compute is spent wherever possible.
@@ -70,7 +73,7 @@ def start_run(
     hardware = settle_hardware(request.train)
     kind = kind_of(request)
     kind.require_memory(request, hardware)
-    data = kind.prepare_data(request, screen)
+    data = data or kind.prepare_data(request, screen)
     config = settle(request, data, hardware)
     run = RunDir.create(run_dir) if run_dir is not None else RunDir.create_next(RUNS, config.name)
     with run.lock():
@@ -87,10 +90,12 @@ def resume_run(
     at_step: int | None = None,
     screen: Screen | None = None,
     command: str | None = None,
+    data: AnyData | None = None,
 ) -> RunResult:
     """Go on with a run from its last checkpoint, or from that of `at_step`.
 
-    A recipe or overrides may be given again, but must mean what the run was started with.
+    A recipe or overrides may be given again, but must mean what the run was started with. `data` is
+    the config's prepared data, where the caller has it already.
 
     Raises:
         RunError: no run, finished already, or a changed config; the differing keys are named.
@@ -110,7 +115,7 @@ def resume_run(
             )
         check_mirrors(config.log.mirrors)
         hardware = settle_hardware(config.train)
-        data = kind_of(config).prepare_data(config, screen)
+        data = data or kind_of(config).prepare_data(config, screen)
         refuse_other_text(run, data)
         checkpoint = find_checkpoint(run, at_step)
         if checkpoint is not None:
