@@ -143,10 +143,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     seq_len = config.data.seq_len
-    model = build_model(config.model, config.seed).to(hardware.device)
-    if config.train.compile:
-        for block in model.blocks:
-            block.compile()
+    model = ready_model(config, hardware)
     loader = Loader(data.split("train"), seq_len, config.seed)
     eval_loader = Loader(data.split("validation"), seq_len, config.seed)
     wanted = wanted_windows(config)
@@ -196,6 +193,15 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         context=context,
         notes=notes,
     )
+
+
+def ready_model(config: RunConfig, hardware: Hardware) -> LanguageModel:
+    """The model as at step 0 on its device, its blocks compiled if the config asks for it."""
+    model = build_model(config.model, config.seed).to(hardware.device)
+    if config.train.compile:
+        for block in model.blocks:
+            block.compile()
+    return model
 
 
 def wanted_windows(config: RunConfig) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from mixlab.training import phases
 from mixlab.training.optimizers.base import Optimizer
 
 
@@ -56,13 +57,16 @@ def update(
     max_grad_norm: float | None,
 ) -> StepMetrics:
     """One optimizer update from the examples at `position`. Nothing here waits for the device."""
+    phases.begin("data")
     metrics = objective.accumulate(position)
+    phases.begin("optimizer")
     if max_grad_norm is not None:
         parameters = objective.model.parameters()
         nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, metrics.grad_norm)
     optimizer.step(lr_factor)
     objective.after_update()
     optimizer.zero_grad()
+    phases.begin("end")
     return metrics
 
 
