@@ -11,15 +11,18 @@ from mixlab.ops.dtypes import at_least_float32
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), over the last dimension of size `dim`."""
+    """y = weight * x / sqrt(mean(x^2) + eps), over the last dimension of size `dim`.
 
-    def __init__(self, dim: int, *, eps: float = 1e-6) -> None:
+    Without a weight if it is `plain`.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-6, plain: bool = False) -> None:
         super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
+        self.dim, self.eps = dim, eps
+        self.weight = None if plain else nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(at_least_float32(x), self.weight.shape, self.weight, self.eps)
+        y = F.rms_norm(at_least_float32(x), (self.dim,), self.weight, self.eps)
         return y.to(x.dtype)
 
 

@@ -41,6 +41,7 @@ def counted(run):
     {"exit_loss_weight": 0.0, "injection": "linear"},
     {"bp_max_loops": 1, "injection": "concat"},
     {"bp_max_loops": 2, "injection": "concat", "state_init": "zeros"},
+    {"state_norm": "plain", "state_init": "learned"},
     {"bp_max_loops": 2, "halting": {"kind": "gate"}, "injection": "linear"},
     {"H_cycles": 2, "bp_max_loops": 3, "halting": {"kind": "gate"}},
 ], ids=str)  # fmt: skip

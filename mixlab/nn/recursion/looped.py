@@ -59,6 +59,8 @@ class LoopedConfig(Config):
     """How the input joins the state: s + e, s + We, or W[s, e]; every W starts as the sum."""
     state_init: Literal["input", "zeros", "learned"] = "input"
     """The state before the first loop; with `input` the first loop reads the prelude as it is."""
+    state_norm: Literal["learned", "plain"] = "learned"
+    """The norm of the state at the entry of a loop: with a weight per channel, or without any."""
     bp_max_loops: PositiveInt | None = None
     """The last loops that carry gradient; absent: all."""
     bp_min_loops: PositiveInt | None = None
@@ -142,7 +144,8 @@ class LoopedConfig(Config):
         matrix = {"add": 0, "linear": 1, "concat": 2}[self.injection] * d_model**2
         start = d_model if self.state_init == "learned" else 0
         gate = d_model + 1 if self.halting.kind == "gate" else 0
-        return matrix + start + gate + 2 * d_model
+        norms = d_model if self.state_norm == "plain" else 2 * d_model
+        return matrix + start + gate + norms
 
     def flops_of_entry(self, d_model: int) -> int:
         """Forward FLOPs per token of one injection."""
@@ -155,7 +158,7 @@ class Looped(nn.Module):
     def __init__(self, cfg: LoopedConfig, d_model: int, *, norm_eps: float) -> None:
         super().__init__()
         self.cfg = cfg
-        self.state_norm = RMSNorm(d_model, eps=norm_eps)
+        self.state_norm = RMSNorm(d_model, eps=norm_eps, plain=cfg.state_norm == "plain")
         self.input_norm = RMSNorm(d_model, eps=norm_eps)
         self.inject: Linear | None = None
         if cfg.injection != "add":
