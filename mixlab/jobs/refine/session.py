@@ -123,8 +123,8 @@ def open_refine_session(
     model = build_refiner(config.model, config.seed).to(hardware.device)
     if config.train.compile:
         for net in (model.L_net, model.H_net):
-            for block in net.blocks if net is not None else ():
-                block.compile()
+            if net is not None:
+                net.compile(dynamic=False)
     notes, ema = [], None
     if config.train.ema is not None:
         ema = Ema(model.named_parameters(), rate=config.train.ema.rate)

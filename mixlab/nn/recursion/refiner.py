@@ -28,7 +28,7 @@ from mixlab.nn.recursion.whole_row import (
     whole_row_flops_per_token,
     whole_row_params,
 )
-from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.dtypes import at_least_float32, autocast_once
 
 
 class RefinerBlockConfig(Config):
@@ -163,8 +163,9 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(RefinerBlock(cfg) for _ in range(n_layers))
         self.has_final_norm, self.eps = cfg.norm_placement == "pre", cfg.norm_eps
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        aux_loss: Tensor | None = None
+    def forward(self, state: Tensor, added: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, R + L, D) twice, of which the sum is read; the new state, and the auxiliary loss."""
+        x, aux_loss = state + added, None  # summed here, so that a compiled net fuses it
         for block in self.blocks:
             x, aux = block(x)
             if aux is not None:
@@ -208,7 +209,7 @@ class Refiner(nn.Module):
     def embed(self, inputs: Tensor) -> Tensor:
         """(B, L) tokens of the question to x (B, R + L, D), every part of unit size."""
         cfg = self.cfg
-        x = self.embed_tokens[inputs]
+        x = F.embedding(inputs, self.embed_tokens)
         # Not averaged: a row's code must stand out from the noise of the first states.
         x = x + self.embed_places[self.place_index].sum(dim=0)
         if cfg.num_registers:
@@ -224,11 +225,15 @@ class Refiner(nn.Module):
     def cycle(self, state: RefinerState, x: Tensor) -> tuple[RefinerState, Tensor | None]:
         """`L_cycles` updates of z_L, then one of z_H."""
         z_H, z_L = state
+        L_net, H_net = self.L_net, self.H_net or self.L_net
+        if not self.training:  # compiled code is for the one shape of training
+            L_net, H_net = L_net.forward, H_net.forward
         aux_losses = []
+        question = z_H + x
         for _ in range(self.cfg.L_cycles):
-            z_L, aux = self.L_net(z_L + (z_H + x))
+            z_L, aux = L_net(z_L, question)
             aux_losses.append(aux)
-        z_H, aux = (self.H_net or self.L_net)(z_H + z_L)
+        z_H, aux = H_net(z_H, z_L)
         aux_losses.append(aux)
         aux_loss = None if aux is None else torch.stack(aux_losses).mean()
         return RefinerState(z_H, z_L), aux_loss
@@ -236,7 +241,8 @@ class Refiner(nn.Module):
     def forward(self, state: RefinerState, inputs: Tensor) -> Segment:
         """One segment: `H_cycles` cycles, all but the last `grad_cycles` without gradient."""
         cfg = self.cfg
-        x = self.embed(inputs)
+        # Under autocast the states are as narrow as the products: sums and norms move half as much.
+        x, state = autocast_once(self.embed(inputs)), RefinerState(*map(autocast_once, state))
         with torch.no_grad():
             for _ in range(cfg.H_cycles - cfg.grad_cycles):
                 state, _ = self.cycle(state, x)
