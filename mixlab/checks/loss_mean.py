@@ -46,6 +46,5 @@ def _gradient(
     context: CheckContext, model: torch.nn.Module, batch: Batch, rows: tuple[int, ...]
 ) -> Tensor:
     model.zero_grad(set_to_none=True)
-    pieces = zip(*(part.split(rows) for part in batch), strict=True)
-    context.accumulate(model, [Batch(*piece) for piece in pieces])
+    context.accumulate(model, batch.split(rows))
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -13,10 +13,14 @@ CHUNK_LOGITS = 2**22
 
 @torch.no_grad()
 def token_nats(
-    model: nn.Module, tokens: Tensor, targets: Tensor, segments: Tensor | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    targets: Tensor,
+    segments: Tensor | None = None,
+    prefix: Tensor | None = None,
 ) -> np.ndarray:
     """(B, T) nats of every target from the trunk's output on; NaN where there is no target."""
-    packing = None if segments is None else Packing(segments)
+    packing = None if segments is None else Packing(segments, prefix)
     h = model.trunk(tokens, None, packing).h.double().cpu().numpy()
     weight = model.head_weight.double().cpu().numpy()
     labels = targets.cpu().numpy()

@@ -2,10 +2,11 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mixlab.core.config import Config
 from mixlab.core.errors import Rule
+from mixlab.data.chat.config import ChatConfig
 from mixlab.data.corpora import CORPORA
 from mixlab.data.tokenizers import TOKENIZERS
 
@@ -53,3 +54,27 @@ class DataConfig(Config):
     """How text becomes token ids."""
     seq_len: int = Field(default=256, ge=1, le=1 << 20)
     """Tokens per training sequence."""
+    chat: ChatConfig | None = None
+    """How examples of question and answer are written; only for corpora that hold them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_where_due(cls, tree: Any) -> Any:
+        """Examples have a template whether or not it is named; it belongs into config.yaml."""
+        corpus = tree.get("corpus") if isinstance(tree, dict) else None
+        kind = corpus.get("kind") if isinstance(corpus, dict) else getattr(corpus, "kind", None)
+        has_examples = isinstance(kind, str) and kind in CORPORA and CORPORA[kind].has_examples
+        if not has_examples or tree.get("chat") is not None:
+            return tree
+        return {**tree, "chat": {}}
+
+    @model_validator(mode="after")
+    def _chat_fits(self) -> "DataConfig":
+        if self.chat is not None and not self.corpus.has_examples:
+            kinds = ", ".join(kind for kind in CORPORA if CORPORA[kind].has_examples)
+            raise Rule(
+                "chat", self.chat.template,
+                f"nothing with the corpus {self.corpus.kind}, which is plain text",
+                f"Examples of question and answer come from {kinds}.",
+            )  # fmt: skip
+        return self

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 
+from mixlab.data.chat.shards import ExampleShards
 from mixlab.data.shards import TokenShards
 
 
-def evaluation_targets(shards: TokenShards, seq_len: int, n_windows: int) -> np.ndarray:
-    """Exactly the targets of `Loader.window_batches(n_windows, ...)`, (n_windows * seq_len,)."""
-    return shards.tokens[1 : n_windows * seq_len + 1]
+def evaluation_targets(
+    shards: TokenShards | ExampleShards, seq_len: int, n_windows: int
+) -> np.ndarray:
+    """Exactly the targets of `Loader.window_batches(n_windows, ...)`, one after the other."""
+    return shards.evaluation_targets(seq_len, n_windows)
 
 
 def unigram_entropy_nats(targets: np.ndarray) -> float:
@@ -22,7 +25,9 @@ def unigram_entropy_nats(targets: np.ndarray) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def context_figures(shards: TokenShards, seq_len: int, n_windows: int) -> dict[str, float]:
+def context_figures(
+    shards: TokenShards | ExampleShards, seq_len: int, n_windows: int
+) -> dict[str, float]:
     """The context lines of an evaluation: uniform guessing, and the best constant guess.
 
     Also the mean bytes per target, which turns nats per token into bits per byte.

@@ -1,8 +1,9 @@
 """Token shards to batches, as a pure function of (seed, position).
 
-A split is cut once into windows that share no token: window w reads tokens w*T to w*T+T and
-predicts those from w*T+1 to w*T+T+1. So each token of the stream is a target at most once per
-epoch, whatever is asked for; there is no stride to set.
+A split of plain text is cut once into windows that share no token: window w reads tokens w*T to
+w*T+T and predicts those from w*T+1 to w*T+T+1. So each token of the stream is a target at most once
+per epoch, whatever is asked for; there is no stride to set. Examples of question and answer are
+packed into windows whole.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from mixlab.data.batch import Batch
+from mixlab.data.chat.shards import ExampleShards
 from mixlab.data.permutation import Permutation
 from mixlab.data.shards import TokenShards, require_windows
 
@@ -25,11 +27,10 @@ class Loader:
         DataError: the split is shorter than one sequence and its last target.
     """
 
-    def __init__(self, shards: TokenShards, seq_len: int, seed: int) -> None:
+    def __init__(self, shards: TokenShards | ExampleShards, seq_len: int, seed: int) -> None:
         self.shards, self.seq_len, self.seed = shards, seq_len, seed
         self.n_windows = shards.n_windows(seq_len)
         require_windows(shards, seq_len, 1)
-        self._offsets = np.arange(seq_len + 1)
 
     def batch(self, position: int, n: int) -> Batch:
         """The `n` sequences from `position` on, counted since the start of training."""
@@ -53,14 +54,5 @@ class Loader:
             yield self._read(np.arange(first, min(first + batch_size, n_windows)))
 
     def _read(self, windows: np.ndarray) -> Batch:
-        spans = self.shards.tokens[(windows * self.seq_len)[:, None] + self._offsets]
-        spans = spans.astype(np.int64)  # (B, T + 1)
-        tokens, targets = spans[:, :-1], spans[:, 1:]
-        # EOS occurs only at the end of a document, so counting it before a token numbers them.
-        segments = np.zeros(tokens.shape, dtype=np.int32)
-        np.cumsum(tokens[:, :-1] == self.shards.eos_id, axis=1, out=segments[:, 1:])
-        return Batch(
-            torch.from_numpy(np.ascontiguousarray(tokens)),
-            torch.from_numpy(np.ascontiguousarray(targets)),
-            torch.from_numpy(segments),
-        )
+        found = self.shards.read(windows, self.seq_len)
+        return Batch(*(None if part is None else torch.from_numpy(part) for part in found))

@@ -1,6 +1,7 @@
 """The one entry point: from a data config to token shards and the manifest that describes them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import numpy as np
 
 from mixlab.core.config import digest, to_tree
 from mixlab.data.cache import build_once
+from mixlab.data.chat.config import ChatConfig
+from mixlab.data.chat.known_questions import leave_out_known_questions
+from mixlab.data.chat.messages import from_text
+from mixlab.data.chat.shards import ExampleShards, require_room, require_rows, write_examples
+from mixlab.data.chat.templates import TEMPLATES, ChatFormat
 from mixlab.data.config import DataConfig
 from mixlab.data.documents import amount, counted
 from mixlab.data.overlap import apply_limit, measure_overlap
 from mixlab.data.progress import Progress, Silent
 from mixlab.data.shards import TokenShards, require_fit, require_windows, write_shards
 from mixlab.data.snapshot import FORMAT, Snapshot, take_snapshot
-from mixlab.data.split import SPLITS, Split, split_documents
-from mixlab.data.tokenizers.base import Tokenizer, TokenizerConfig, load_tokenizer
+from mixlab.data.split import SPLITS, Split, split_as_named, split_documents
+from mixlab.data.tokenizers.base import Tokenizer, load_tokenizer
 
 
 class PreparedData:
@@ -25,26 +31,37 @@ class PreparedData:
         manifest: plain data for `data.json`; byte for byte the same for the same text and config.
         tokenizer: text to ids and back.
         seq_len: tokens per training sequence, from the config.
+        chat: how conversations are written; None for plain text.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], seq_len: int) -> None:
-        self.manifest, self.seq_len = manifest, seq_len
+    def __init__(
+        self, folder: Path, manifest: dict[str, Any], seq_len: int, chat: ChatConfig | None = None
+    ) -> None:
+        self.manifest, self.seq_len, self.chat = manifest, seq_len, chat
         facts = manifest["tokenizer"]
         self.tokenizer = load_tokenizer(folder / "tokenizer.json", facts["eos"])
         if not self.tokenizer.is_byte_level:
             self.tokenizer.set_mean_bytes(_bytes_per_text_token(manifest["splits"]["train"]))
         self._shards = {name: self._open(folder, name) for name in SPLITS}
 
-    def _open(self, folder: Path, name: str) -> TokenShards:
+    def _open(self, folder: Path, name: str) -> TokenShards | ExampleShards:
         facts = self.manifest["splits"][name]
         token_bytes = self.tokenizer.token_bytes
         if not self.tokenizer.is_byte_level:
             token_bytes = self.tokenizer.mean_token_bytes(_bytes_per_text_token(facts))
+        if self.chat is not None:
+            return ExampleShards(folder, name, facts, token_bytes, self.chat)
         return TokenShards(folder, name, facts, token_bytes)
 
-    def split(self, name: str) -> TokenShards:
-        """The shards of "train", "validation" or "test"."""
+    def split(self, name: str) -> Any:
+        """The shards of "train", "validation" or "test": of text, or of examples."""
         return self._shards[name]
+
+    def chat_format(self) -> ChatFormat:
+        """The template with the tokenizer, of a corpus of conversations."""
+        assert self.chat is not None, "plain text has no template"
+        template = TEMPLATES[self.chat.template]
+        return ChatFormat(template, self.tokenizer, is_tuned=True, prefix_lm=self.chat.prefix_lm)
 
     def require_sequences(self, name: str, n: int) -> None:
         """Check that a split holds `n` sequences; for train, which is read in batches of
@@ -53,7 +70,10 @@ class PreparedData:
         Raises:
             DataError: with the figures.
         """
-        if name == "train":
+        if self.chat is not None:
+            require_room(self._shards, self.seq_len, self.chat)
+            require_rows(self._shards, self.seq_len, name, n)
+        elif name == "train":
             require_fit(self._shards, self.seq_len, n)
         else:
             require_windows(self.split(name), self.seq_len, n)
@@ -75,16 +95,13 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress | None = Non
     progress = progress or Silent()
     snapshot = take_snapshot(config.corpus, cache_dir, progress)
     _tell_source(snapshot, progress)
-    dealt = split_documents(
-        config.split,
-        snapshot.hash_order(),
-        snapshot.sizes,
-        snapshot.facts["duplicates_dropped"]["documents"],
-        snapshot.facts["source"].get("document", "document"),
-    )
-    overlap = measure_overlap(snapshot, dealt, cache_dir, progress)
-    split, overlap_facts = apply_limit(config.split, snapshot, dealt, overlap, progress)
-    folder, facts = _tokenise(config.tokenizer, snapshot, split, cache_dir, progress)
+    dealt = _deal(config, snapshot)
+    if config.chat is not None:
+        split, overlap_facts = leave_out_known_questions(snapshot, dealt, progress)
+    else:
+        overlap = measure_overlap(snapshot, dealt, cache_dir, progress)
+        split, overlap_facts = apply_limit(config.split, snapshot, dealt, overlap, progress)
+    folder, facts = _tokenise(config, snapshot, split, cache_dir, progress)
     # A ready-made tokenizer has the size it has: nothing else was asked for.
     wanted = getattr(config.tokenizer, "vocab_size", facts["tokenizer"]["vocab_size"])
     _tell_vocabulary(facts["tokenizer"]["vocab_size"], wanted, progress)
@@ -101,9 +118,49 @@ def prepare(config: DataConfig, cache_dir: Path, progress: Progress | None = Non
         },
         "splits": facts["splits"],
     }
-    data = PreparedData(folder, manifest, config.seq_len)
+    data = PreparedData(folder, manifest, config.seq_len, config.chat)
     data.require_sequences("train", 1)
+    if config.chat is not None:
+        _describe_examples(data, progress)
     return data
+
+
+def _deal(config: DataConfig, snapshot: Snapshot) -> Split:
+    """The splits: as the corpus says, or by content hash."""
+    if config.corpus.deals_splits:
+        return split_as_named(snapshot.hash_order(), snapshot.names())
+    return split_documents(
+        config.split,
+        snapshot.hash_order(),
+        snapshot.sizes,
+        snapshot.facts["duplicates_dropped"]["documents"],
+        snapshot.facts["source"].get("document", "document"),
+    )
+
+
+def _describe_examples(data: PreparedData, progress: Progress) -> None:
+    """Add to the manifest how conversations were written and packed, and tell it."""
+    assert data.chat is not None
+    data.manifest["chat"] = {
+        **to_tree(data.chat),
+        "marks": list(TEMPLATES[data.chat.template].marks),
+        "special_tokens": data.chat_format().special_tokens,
+    }
+    for name in SPLITS:
+        shards = data.split(name)
+        fit = shards.fit(data.seq_len)
+        data.manifest["splits"][name] |= fit
+        text = (
+            f"{name}: {counted(shards.n_documents, 'example')}, {shards.facts['answer_tokens']} of "
+            f"{shards.n_tokens} tokens in answers, packed into "
+            f"{counted(fit['sequences'], 'sequence')} ({fit['filled_frac']:.0%} full)."
+        )
+        if fit["too_long"]:
+            text += (
+                f" {fit['too_long']} longer than data.seq_len = {data.seq_len} left out; the "
+                f"longest has {fit['longest']} tokens."
+            )
+        progress.note(text[0].upper() + text[1:])
 
 
 def _tell_source(snapshot: Snapshot, progress: Progress) -> None:
@@ -128,7 +185,7 @@ def _tell_vocabulary(n_entries: int, wanted: int, progress: Progress) -> None:
 
 
 def _tokenise(
-    config: TokenizerConfig,
+    config: DataConfig,
     snapshot: Snapshot,
     split: Split,
     cache_dir: Path,
@@ -136,12 +193,17 @@ def _tokenise(
 ) -> tuple[Path, dict[str, Any]]:
     """The folder with tokenizer and shards, and what its `tokens.json` says."""
     # Settings decide a tokenizer that is trained here; its content decides a ready-made one.
-    identity = config.identity() or to_tree(config)
+    identity = config.tokenizer.identity() or to_tree(config.tokenizer)
     documents = {name: snapshot.hash_of(getattr(split, name)) for name in SPLITS}
-    address = digest({"format": FORMAT, "tokenizer": identity, "documents": documents})
+    what = {"format": FORMAT, "tokenizer": identity, "documents": documents}
+    template = None if config.chat is None else TEMPLATES[config.chat.template]
+    if template is not None:
+        what["template"] = template.name
+    address = digest(what)
 
     def build(folder: Path) -> None:
-        tokenizer = _make_tokenizer(config, snapshot, split.train, progress)
+        marks = () if template is None else template.marks
+        tokenizer = _make_tokenizer(config, snapshot, split.train, marks, progress)
         tokenizer.save(folder / "tokenizer.json")
         facts: dict[str, Any] = {
             "tokenizer": {
@@ -156,9 +218,12 @@ def _tokenise(
         n_bytes = int(snapshot.sizes[np.concatenate(split)].sum())
         with progress.task("Tokenising", n_bytes) as advance:
             for name in SPLITS:
-                facts["splits"][name] = write_shards(
-                    folder, name, snapshot, getattr(split, name), tokenizer, advance
-                )
+                to_write = (folder, name, snapshot, getattr(split, name))
+                if template is None:
+                    facts["splits"][name] = write_shards(*to_write, tokenizer, advance)
+                else:
+                    chat = ChatFormat(template, tokenizer, is_tuned=True)
+                    facts["splits"][name] = write_examples(*to_write, chat, advance)
         text = json.dumps(facts, indent=1, sort_keys=True)
         (folder / "tokens.json").write_text(text, encoding="utf-8")
 
@@ -167,14 +232,21 @@ def _tokenise(
 
 
 def _make_tokenizer(
-    config: TokenizerConfig, snapshot: Snapshot, train: np.ndarray, progress: Progress
+    config: DataConfig,
+    snapshot: Snapshot,
+    train: np.ndarray,
+    marks: Sequence[str],
+    progress: Progress,
 ) -> Tokenizer:
     n_bytes = int(snapshot.sizes[train].sum())
     with progress.task("Making the tokenizer", n_bytes) as advance:
 
         def texts() -> Any:
             for i in train:
-                yield snapshot.text(i)
+                text = snapshot.text(i)
+                if config.chat is not None:
+                    text = "\n".join(f"{role}\n{content}" for role, content in from_text(text))
+                yield text
                 advance(int(snapshot.sizes[i]))
 
-        return config.build(texts())
+        return config.tokenizer.build(texts(), marks)

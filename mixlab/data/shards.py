@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,28 @@ from mixlab.data.tokenizers.base import Tokenizer
 
 # Texts handed to the tokenizer at once: enough to keep all cores busy, little enough for memory.
 _GROUP_BYTES = 4 << 20
+
+IGNORE = -100
+"""A target that is not predicted; the default of torch's cross-entropy."""
+
+
+class Sequences(NamedTuple):
+    """What `data.batch.Batch` holds, before it becomes tensors."""
+
+    tokens: np.ndarray  # (B, T) int64
+    targets: np.ndarray  # (B, T) int64, IGNORE where nothing is predicted
+    segments: np.ndarray  # (B, T) int32
+    prefix: np.ndarray | None = None  # (B, T) bool
+
+
+def cut_windows(stream: np.ndarray, eos_id: int, windows: np.ndarray, seq_len: int) -> Sequences:
+    """Windows of one stream of tokens: window w reads w*T to w*T+T and predicts one further."""
+    spans = stream[(windows * seq_len)[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+    tokens, targets = spans[:, :-1], spans[:, 1:]
+    # EOS occurs only at the end of a document, so counting it before a token numbers them.
+    segments = np.zeros(tokens.shape, dtype=np.int32)
+    np.cumsum(tokens[:, :-1] == eos_id, axis=1, out=segments[:, 1:])
+    return Sequences(np.ascontiguousarray(tokens), np.ascontiguousarray(targets), segments)
 
 
 class TokenShards:
@@ -49,6 +71,14 @@ class TokenShards:
     def n_windows(self, seq_len: int) -> int:
         """Sequences that fit: they share no token, and one more token is the last one's target."""
         return max(0, (self.n_tokens - 1) // seq_len)
+
+    def read(self, windows: np.ndarray, seq_len: int) -> Sequences:
+        """The sequences numbered `windows`, (B, seq_len) each."""
+        return cut_windows(self.tokens, self.eos_id, windows, seq_len)
+
+    def evaluation_targets(self, seq_len: int, n_windows: int) -> np.ndarray:
+        """The targets of the first `n_windows` sequences, one after the other."""
+        return self.tokens[1 : n_windows * seq_len + 1]
 
 
 def require_windows(shards: TokenShards, seq_len: int, n: int) -> None:

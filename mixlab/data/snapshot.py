@@ -5,6 +5,7 @@ only hashes and offsets; the text stays on disk.
 """
 
 import hashlib
+import itertools
 import json
 import mmap
 from collections.abc import Iterator
@@ -67,6 +68,11 @@ class Snapshot:
         with open(self.folder / "names.bin", "rb") as stream:
             stream.seek(int(start))
             return stream.read(int(end - start)).decode("utf-8")
+
+    def names(self) -> list[str]:
+        """The names of all documents."""
+        whole = (self.folder / "names.bin").read_bytes()
+        return [whole[a:b].decode() for a, b in itertools.pairwise(self._name_bounds.tolist())]
 
     def hash_order(self) -> np.ndarray:
         """The documents sorted by content hash, (n_documents,) int64."""

@@ -4,6 +4,7 @@ Which split a document falls into depends on the set of contents alone: not on n
 listing or a seed. So every run over one corpus, whatever its tokenizer, is judged on the same text.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,16 @@ def split_documents(
     if n_test == 0 or n_held_out >= len(order):
         raise _too_few(sizes, n_copies, unit)
     return Split(order[n_held_out:], order[:n_validation], order[n_validation:n_held_out])
+
+
+def split_as_named(order: np.ndarray, names: Sequence[str]) -> Split:
+    """Deal out documents of a corpus that splits itself: each name begins with its split.
+
+    Args:
+        order: (n_documents,) document numbers sorted by content hash.
+    """
+    homes = np.array([names[i].partition("/")[0] for i in order])
+    return Split(*(order[homes == name] for name in SPLITS))
 
 
 def _too_few(sizes: np.ndarray, n_copies: int, unit: str) -> DataError:

@@ -98,7 +98,7 @@ def _routed(model: LanguageModel, batch: Batch) -> Iterator[tuple[str, torch.Ten
     if model.recursion is not None:
         yield from _routed_in_the_last_loop(model, batch)
         return
-    x, packing = model.embed(batch.tokens), Packing(batch.segments)
+    x, packing = model.embed(batch.tokens), Packing(batch.segments, batch.prefix)
     for i, block in enumerate(model.blocks):
         x = block.mix_sequence(x, None, packing).y
         if isinstance(block.channel_mixer, MoE):
@@ -119,7 +119,7 @@ def _routed_in_the_last_loop(
 
             handles.append(block.channel_mixer.register_forward_pre_hook(keep))
     try:
-        model.trunk(batch.tokens, None, Packing(batch.segments))
+        model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix))
     finally:
         for handle in handles:
             handle.remove()
@@ -134,10 +134,10 @@ def spread_windows(
     """About `n_wanted` of the first `n_windows` windows, evenly apart: more documents than in the
     same number of neighbours."""
     stride = max(1, n_windows // max(1, n_wanted))
-    rows = [Batch(*(part[:1] for part in b)) for b in loader.window_batches(n_windows, stride)]
+    rows = [b.rows(slice(1)) for b in loader.window_batches(n_windows, stride)]
     rows = rows[: max(1, n_wanted)]
     for i in range(0, len(rows), batch_size):
-        yield Batch(*(torch.cat(parts) for parts in zip(*rows[i : i + batch_size], strict=True)))
+        yield Batch.joined(rows[i : i + batch_size])
 
 
 # --- counting -----------------------------------------------------------------------------------

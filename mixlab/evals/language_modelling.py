@@ -72,7 +72,7 @@ def _score(
     dtype = compute_dtype or torch.bfloat16
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=compute_dtype is not None):
         arguments = () if loops is None else (loops,)
-        h = model.trunk(batch.tokens, None, Packing(batch.segments), *arguments).h
+        h = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments).h
     targets = batch.targets.flatten()
     scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
     is_target = targets != IGNORE

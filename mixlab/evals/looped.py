@@ -105,7 +105,7 @@ def _run(
                 device.type, dtype=compute_dtype or torch.bfloat16,
                 enabled=compute_dtype is not None,
             ):  # fmt: skip
-                out = model.trunk(batch.tokens, None, Packing(batch.segments), loops)
+                out = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), loops)
             add(out, batch.targets.flatten())
     finally:
         model.train(was_training)

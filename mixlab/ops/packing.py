@@ -12,12 +12,19 @@ class Packing:
     """Document numbers of every token of a batch, with derived forms computed once and kept.
 
     `ids` is (B, T), integer, non-decreasing along T; equal neighbours are of one document.
+    `prefix` is (B, T) bool: tokens of a prompt, which stand at the head of their document and see
+    each other both ways (prefix-LM [arXiv:1910.10683]). Only attention can do that.
     """
 
-    def __init__(self, ids: Tensor) -> None:
-        self.ids = ids
+    def __init__(self, ids: Tensor, prefix: Tensor | None = None) -> None:
+        self.ids, self.prefix = ids, prefix
         self._masks: dict[int | None, Tensor] = {}
         self._cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def whole_prefix(cls, tokens: Tensor) -> "Packing":
+        """Prompts alone, (B, T), each read both ways: for the first call of a prefix-LM."""
+        return cls(torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
 
     def is_start(self) -> Tensor:
         """(B, T) bool, true at the first token of a document; column 0 is always a start."""
@@ -43,11 +50,17 @@ class Packing:
         return self._cu_seqlens
 
     def mask(self, window: int | None = None) -> Tensor:
-        """(B, 1, T, T) bool, true where query t may look at key s: causal, same document, near."""
+        """(B, 1, T, T) bool, true where query t may look at key s: causal, same document, near.
+
+        Within a prefix, s may also come after t, as near as it may come before.
+        """
         if window not in self._masks:
             same = self.ids[:, None, :, None] == self.ids[:, None, None, :]
-            causal = causal_mask(self.ids.shape[1], self.ids.shape[1], window, self.ids.device)
-            self._masks[window] = same & causal
+            seen = causal_mask(self.ids.shape[1], self.ids.shape[1], window, self.ids.device)
+            if self.prefix is not None:
+                both = self.prefix[:, None, :, None] & self.prefix[:, None, None, :]
+                seen = seen | (both & seen.mT)
+            self._masks[window] = same & seen
         return self._masks[window]
 
 

@@ -11,6 +11,7 @@ from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
+from mixlab.training import phases
 from mixlab.training.looped import exit_losses, training_loops, typical_loops
 from mixlab.training.objective import StepMetrics, total_grad_norm
 
@@ -86,9 +87,10 @@ def accumulate_gradients(
     layers: dict[str, dict[str, Tensor]] = {}
     figures: dict[str, Tensor] = {}
     for batch, count in zip(micro_batches, counts, strict=True):
+        phases.begin("forward")
         batch = batch.to(device)
         with autocast(device, compute_dtype):
-            out = run_trunk(batch.tokens, None, Packing(batch.segments), *arguments)
+            out = run_trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments)
         nats = linear_cross_entropy(
             out.h.flatten(0, 1),  # (B T, D)
             model.head_weight,
@@ -105,6 +107,7 @@ def accumulate_gradients(
             aux = out.aux_loss * (count / n_targets)
             loss = loss + aux
             aux_sum = aux.detach() if aux_sum is None else aux_sum + aux.detach()
+        phases.begin("backward")
         loss.backward()
         loss_sum = loss_sum + nats.detach()
         layers = out.metrics

@@ -9,6 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from mixlab.core.config import decode
 from mixlab.data.batch import Batch
 from mixlab.data.loader import Loader
+from mixlab.data.shards import cut_windows
 from mixlab.data.tokenizers.base import EOS, Tokenizer
 from mixlab.evals.expert_choice import (
     Choices,
@@ -202,7 +203,10 @@ def test_no_experts_no_layers():
 
 def test_windows_are_spread_over_the_evaluated_ones():
     tokens = np.arange(4 * 11 + 1, dtype=np.uint16)
-    shards = SimpleNamespace(tokens=tokens, eos_id=-1, n_windows=lambda length: 11)
+    shards = SimpleNamespace(
+        n_windows=lambda length: 11,
+        read=lambda windows, length: cut_windows(tokens, -1, windows, length),
+    )
     shards.name = "validation"
     loader = Loader(shards, 4, seed=0)
     rows = [b.tokens[:, 0].tolist() for b in spread_windows(loader, 10, 3, batch_size=2)]

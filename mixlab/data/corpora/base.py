@@ -1,7 +1,7 @@
 """What every corpus is: a config that can yield documents and tell its source's state."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from mixlab.core.config import Config, to_tree
 from mixlab.core.errors import DataError
@@ -10,6 +10,11 @@ from mixlab.data.documents import Document, SourceReport
 
 class CorpusConfig(Config):
     """Base of the corpora. Both methods must be deterministic for an unchanged source."""
+
+    has_examples: ClassVar[bool] = False
+    """Whether a document is a conversation (`chat.messages.to_text`) rather than text."""
+    deals_splits: ClassVar[bool] = False
+    """Whether the name of a document begins with its split, such as test/12."""
 
     def documents(self, report: SourceReport) -> Iterator[Document]:
         """Stream the documents in a fixed order; what is left out is counted in `report`.

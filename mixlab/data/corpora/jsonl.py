@@ -12,8 +12,8 @@ from mixlab.data.corpora.rows import RowCorpus, text_of
 from mixlab.data.documents import N_NAMED, Document, SourceReport
 from mixlab.data.files import SourceFile, find_files, fingerprint
 
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
-_NOT_JSON = "line that is not JSON"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
+NOT_JSON = "line that is not JSON"
 
 
 class Jsonl(RowCorpus):
@@ -27,15 +27,15 @@ class Jsonl(RowCorpus):
     """A file, a folder (its .jsonl, .ndjson and .jsonl.gz files), a glob, or a list of these."""
 
     def documents(self, report: SourceReport) -> Iterator[Document]:
-        files = find_files(self.path, _SUFFIXES, report)
+        files = find_files(self.path, SUFFIXES, report)
         rows = (document for file in files for document in self._rows(file, report))
         yield from self._limited(rows, report)
 
     def fingerprint(self) -> dict[str, Any]:
-        return fingerprint(find_files(self.path, _SUFFIXES, SourceReport()))
+        return fingerprint(find_files(self.path, SUFFIXES, SourceReport()))
 
     def nothing_left(self, report: SourceReport) -> DataError:
-        if _NOT_JSON in report.skipped and not report.text_fields:
+        if NOT_JSON in report.skipped and not report.text_fields:
             return DataError(
                 "data.corpus.kind = 'jsonl': expected JSON objects, one on each line of "
                 f"{self.path!r}, but no line is one with text.{left_out(report)} If the file is "
@@ -44,30 +44,37 @@ class Jsonl(RowCorpus):
         return super().nothing_left(report)
 
     def _rows(self, file: SourceFile, report: SourceReport) -> Iterator[Document]:
-        n_objects = 0
-        try:
-            with _open(file.path) as lines:
-                for number, line in enumerate(lines, start=1):
-                    name = f"{file.name}:{number}"
-                    row = _parse(line, name, report)
-                    if row is None:
-                        continue
-                    n_objects += 1
-                    if n_objects == 1:
-                        self._check_field(row, f"the rows of {file.name}")
-                    if n_objects <= N_NAMED:
-                        report.saw_fields(k for k, value in row.items() if isinstance(value, str))
-                    if self.field not in row:
-                        report.skip("row without the field", name)
-                        continue
-                    text = text_of(row[self.field], name, report)
-                    if text is not None:
-                        yield Document(name, text)
-        except (OSError, EOFError, zlib.error) as error:
-            # Half a file is not a corpus: what follows the damage would be missing silently.
-            raise DataError(
-                f"data.corpus.path: {file.path} cannot be read to its end ({error})."
-            ) from None
+        for n_before, (name, row) in enumerate(json_rows(file, report)):
+            if n_before == 0:
+                self._check_field(row, f"the rows of {file.name}")
+            if n_before < N_NAMED:
+                report.saw_fields(k for k, value in row.items() if isinstance(value, str))
+            if self.field not in row:
+                report.skip("row without the field", name)
+                continue
+            text = text_of(row[self.field], name, report)
+            if text is not None:
+                yield Document(name, text)
+
+
+def json_rows(file: SourceFile, report: SourceReport) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with the name of its line; others are counted.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    try:
+        with _open(file.path) as lines:
+            for number, line in enumerate(lines, start=1):
+                name = f"{file.name}:{number}"
+                row = _parse(line, name, report)
+                if row is not None:
+                    yield name, row
+    except (OSError, EOFError, zlib.error) as error:
+        # Half a file is not a corpus: what follows the damage would be missing silently.
+        raise DataError(
+            f"data.corpus.path: {file.path} cannot be read to its end ({error})."
+        ) from None
 
 
 def _open(path: str) -> IO[bytes]:
@@ -84,7 +91,7 @@ def _parse(line: bytes, name: str, report: SourceReport) -> dict[str, Any] | Non
         report.skip("line that is not UTF-8", name)
         return None
     except (ValueError, RecursionError):
-        report.skip(_NOT_JSON, name)
+        report.skip(NOT_JSON, name)
         return None
     if not isinstance(row, dict):
         report.skip("line that is not a JSON object", name)

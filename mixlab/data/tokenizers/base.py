@@ -87,6 +87,20 @@ class Tokenizer:
         """The text of `ids`; special tokens are left out, incomplete characters become U+FFFD."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token by its name; None if it is none, or not there at all."""
+        return self.backend.token_to_id(token) if _is_special(self.backend, token) else None
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with those of `tokens` that it lacks, at ids after all others."""
+        if all(self.special_id(token) is not None for token in tokens):
+            return self
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens(
+            [tokenizers.AddedToken(token, special=True, normalized=False) for token in tokens]
+        )
+        return Tokenizer(backend, self.eos)
+
     def save(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
 
@@ -107,8 +121,11 @@ class TokenizerConfig(Config):
         """What decides the ids, if that is known before any text is seen; else None."""
         raise NotImplementedError
 
-    def build(self, texts: Iterator[str]) -> Tokenizer:
-        """Make the tokenizer; `texts` are the documents of the training split in hash order."""
+    def build(self, texts: Iterator[str], special_tokens: Sequence[str] = ()) -> Tokenizer:
+        """Make the tokenizer; `texts` are the documents of the training split in hash order.
+
+        `special_tokens` are to be in it; a ready-made one that lacks them gets them at the end.
+        """
         raise NotImplementedError
 
 

@@ -4,7 +4,7 @@ Source: Sennrich, Haddow, Birch, "Neural Machine Translation of Rare Words with 
 (arXiv:1508.07909), over bytes as in GPT-2, with GPT-2's way of splitting words.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import tokenizers
@@ -19,8 +19,8 @@ class Bpe(TokenizerConfig):
 
     kind: Literal["bpe"] = "bpe"
     vocab_size: int = Field(default=4096, ge=257, le=1 << 20)
-    """Entries with the 256 bytes and EOS. A small corpus may not have that many pairs which occur
-    twice; the tokenizer then has fewer, and says so."""
+    """Entries with the 256 bytes, EOS and a chat template's marks. A small corpus may not have
+    that many pairs which occur twice; the tokenizer then has fewer, and says so."""
     max_train_bytes: int = Field(default=50_000_000, ge=1)
     """Merges are learned from the training documents of lowest hash up to this many bytes, which
     is a random sample of a larger corpus."""
@@ -28,19 +28,19 @@ class Bpe(TokenizerConfig):
     def identity(self) -> dict[str, str] | None:
         return None
 
-    def build(self, texts: Iterator[str]) -> Tokenizer:
+    def build(self, texts: Iterator[str], special_tokens: Sequence[str] = ()) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size - 1,
+            vocab_size=self.vocab_size - 1 - len(special_tokens),
             min_frequency=2,  # a pair seen once is a name, not a habit of the text
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
         backend.train_from_iterator(self._sample(texts), trainer=trainer)
         backend.add_special_tokens([tokenizers.AddedToken(EOS, special=True, normalized=False)])
-        return Tokenizer(backend, EOS)
+        return Tokenizer(backend, EOS).with_special_tokens(special_tokens)
 
     def _sample(self, texts: Iterator[str]) -> Iterator[str]:
         n_bytes = 0

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,8 @@ class FromFile(TokenizerConfig):
     def identity(self) -> dict[str, str] | None:
         return {"hash": self._load().hash}
 
-    def build(self, texts: Iterator[str]) -> Tokenizer:
-        return self._load()
+    def build(self, texts: Iterator[str], special_tokens: Sequence[str] = ()) -> Tokenizer:
+        return self._load().with_special_tokens(special_tokens)
 
     def _load(self) -> Tokenizer:
         path = Path(os.path.expanduser(self.path))
@@ -58,8 +58,8 @@ class FromHub(TokenizerConfig):
     def identity(self) -> dict[str, str] | None:
         return {"hash": self._load().hash}
 
-    def build(self, texts: Iterator[str]) -> Tokenizer:
-        return self._load()
+    def build(self, texts: Iterator[str], special_tokens: Sequence[str] = ()) -> Tokenizer:
+        return self._load().with_special_tokens(special_tokens)
 
     def _load(self) -> Tokenizer:
         from huggingface_hub import hf_hub_download

@@ -199,6 +199,7 @@ class LoopPass:
         is_going = torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
         n_steps = torch.zeros(e.shape[:2], dtype=torch.int64, device=e.device)
         h: Tensor | None = None
+        is_prefix = self.packing is not None and self.packing.prefix is not None
         for step in range(1, self.loops.steps + 1):
             for loop in range((step - 1) * cfg.loops_per_step + 1, step * cfg.loops_per_step + 1):
                 new = self._loop(loop, state, e)
@@ -212,7 +213,9 @@ class LoopPass:
             wants = rule.wants_to_stop(state, here)
             if step >= cfg.min_steps:
                 is_going = is_going & ~wants
-            if not is_going.any():
+            # A prompt that is read both ways goes through every loop, so that no token of it is
+            # left to be caught up on alone.
+            if not is_going.any() and not is_prefix:
                 break
         if h is None:
             h = self._leave(0, state, e)

@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, S tokens in the state, D d_model, H heads, G key-valu
         K head_dim.
 """
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -32,6 +32,7 @@ class AttentionConfig(SequenceMixerConfig):
     """Causal multi-head attention, grouped, rotary, optionally windowed, normed and gated."""
 
     kind: Literal["attention"] = "attention"
+    reads_both_ways: ClassVar[bool] = True
     n_heads: PositiveInt
     """Query heads."""
     n_kv_heads: PositiveInt | None = None

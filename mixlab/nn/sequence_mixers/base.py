@@ -5,7 +5,7 @@ token). A mixer knows nothing of its layer number, the optimizer or the model ar
 Shapes: B batch, T tokens, D d_model.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class SequenceMixerConfig(Config):
 
     All formulas count one sequence mixer; tests hold them against the built module.
     """
+
+    reads_both_ways: ClassVar[bool] = False
+    """Whether the tokens of a prefix can see each other both ways (`Packing.prefix`)."""
 
     def check(self, d_model: int) -> None:
         """Raise `Rule` where the settings do not fit a stream of this width."""

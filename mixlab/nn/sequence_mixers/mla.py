@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, S tokens in the state, D d_model, H heads, L kv_lora_
         N qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim.
 """
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -36,6 +36,7 @@ class MLAConfig(SequenceMixerConfig):
     """Causal attention that keeps one small latent per token instead of keys and values."""
 
     kind: Literal["mla"] = "mla"
+    reads_both_ways: ClassVar[bool] = True
     n_heads: PositiveInt
     """Query heads; every one has its own keys and values, expanded from the shared latent."""
     q_lora_rank: PositiveInt | None = None
