@@ -27,8 +27,8 @@ from mixlab.training.objective import update  # noqa: E402
 from mixlab.training.schedule import lr_factor  # noqa: E402
 
 GATES = {"4x4": (0.99, 180), "6x6": (0.95, 420)}
-SINGLE_PASS = ["model.H_cycles=1", "model.L_cycles=0", "model.halting.kind=fixed",
-               "model.halting.halt_max_steps=1"]  # fmt: skip
+SINGLE_PASS = ["model.H_cycles=1", "model.L_cycles=0", "model.state_init=input",
+               "model.halting.kind=fixed", "model.halting.halt_max_steps=1"]  # fmt: skip
 
 
 class CpuClock(PlainScreen):

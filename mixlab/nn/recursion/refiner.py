@@ -58,7 +58,7 @@ class RefinerConfig(Config):
     H_layers: NonNegativeInt = 0
     """Blocks of a second network for z_H; 0: one network does both."""
     L_cycles: NonNegativeInt = 6
-    """Updates of z_L in one cycle."""
+    """Updates of z_L in one cycle; 0 needs states that begin as the question."""
     H_cycles: PositiveInt = 3
     """Cycles of one segment."""
     grad_cycles: PositiveInt = 1
@@ -89,6 +89,13 @@ class RefinerConfig(Config):
                 f"a state that the gradient reaches; with grad_cycles = {self.grad_cycles} of "
                 f"H_cycles = {self.H_cycles} none does",
                 "Set grad_cycles to H_cycles, or use fixed_random.",
+            )  # fmt: skip
+        if self.L_cycles == 0 and self.state_init != "input":
+            raise Rule(
+                "L_cycles", 0,
+                f"at least 1 with state_init = {self.state_init}; the question enters the updates "
+                "of z_L alone, so the answer would ignore it",
+                "For a single pass over the question, set state_init to input.",
             )  # fmt: skip
         if self.box is not None and any(
             side % part for side, part in zip(self.grid, self.box, strict=True)
