@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from mixlab import __version__
-from mixlab.cli import check, doctor, extend, generate, listing, show, train
+from mixlab.cli import bench, check, doctor, extend, generate, listing, show, train
+from mixlab.cli import eval as evaluation
 from mixlab.core.errors import LabError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
@@ -43,6 +44,7 @@ def _main(
       mixlab show quickstart           what a recipe is made of, and what it costs
       mixlab check quickstart          proof that the model is what it claims to be
       mixlab generate runs/quickstart --prompt "def "
+      mixlab eval runs/quickstart      what it scores, with standard errors
     """
 
 
@@ -52,6 +54,8 @@ app.command("show")(show.show)
 app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
+app.command("eval")(evaluation.eval_)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 
