@@ -182,6 +182,11 @@ class QwenHybrid(Target):
         fields.must("mlp_only_layers", [], why="this architecture has no experts")
         return [("dense", {"kind": "mlp", "d_ff": d_ff})] * n_layers
 
+    def can_cache(self, cfg: LanguageModelConfig) -> bool:
+        return bool(
+            attention.of(layers_of(cfg))
+        )  # its cache asks an attention layer for its length
+
     def engines(self, cfg: LanguageModelConfig) -> tuple[Answer, ...]:
         layers = layers_of(cfg)
         mixers, deltas = attention.of(layers), delta_of(layers)

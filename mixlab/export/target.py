@@ -54,7 +54,6 @@ class Target:
     """Its class in transformers."""
     loops: ClassVar[bool] = False
     """Whether it has a place for layers that run more than once."""
-    cached_generation: ClassVar[bool] = True
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         """What the target has no place for, one sentence each, without its full stop."""
@@ -96,6 +95,10 @@ class Target:
             ModelFolderError: the stock config asks for what our model does not have.
         """
         raise NotImplementedError
+
+    def can_cache(self, cfg: LanguageModelConfig) -> bool:
+        """Whether transformers generates with a cache."""
+        return True
 
     def engines(self, cfg: LanguageModelConfig) -> tuple[Answer, ...]:
         """Which engines run the exported model, from what their sources say."""
