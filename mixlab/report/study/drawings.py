@@ -1,0 +1,262 @@
+"""The charts of how the arms trained: curves, seeds and learning rates."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mixlab import stats
+from mixlab.report.panel import short_count
+from mixlab.report.study.analysis import Analysis
+from mixlab.report.study.charts import Axis, Band, Chart, Dot, Line, Mark, Rule
+from mixlab.report.study.figures import QUANTITIES, rate
+from mixlab.report.study.material import Arm, Run, known
+from mixlab.report.study.metrics import Metric
+from mixlab.report.study.palette import Look
+
+Limits = tuple[float, float]
+
+
+class Brush(NamedTuple):
+    """What every chart is drawn with: the figures, their form, each arm's look, and the links."""
+
+    analysis: Analysis
+    metric: Metric
+    looks: Mapping[str, Look]
+    href: Callable[[Run], str]
+
+    def first_href(self, name: str) -> str:
+        runs = self.analysis.study.arm(name).finished
+        return self.href(runs[0]) if runs else ""
+
+    def scaled(self, values: Sequence[float]) -> list[float]:
+        return [self.metric.scale * value for value in values]
+
+
+# --- as it trained ------------------------------------------------------------------------------
+
+
+def loss_curves(brush: Brush) -> list[Chart]:
+    """The mean curve of every arm against tokens, FLOPs and seconds, on the same y axis."""
+    means = {arm.name: mean_curve(arm) for arm in brush.analysis.study.arms}
+    limits = _late_limits(brush, [curve["value"] for curve in means.values() if curve], 0.3)
+    charts = []
+    for cost in ("tokens", "flops", "seconds"):
+        lines = []
+        for name, curve in means.items():
+            if not curve or not any(curve[cost]):
+                continue
+            title = f"{name}: {brush.metric.value(curve['value'][-1])} at the end"
+            y = brush.scaled(curve["value"])
+            lines.append(Line(brush.looks[name], title, brush.first_href(name), curve[cost], y))
+        label = _lower_first(QUANTITIES[cost].label)
+        charts.append(
+            Chart(
+                f"curve-{cost}", f"against {label}",
+                axis_of(cost, label, log=True, limits=_entry_limits(lines, limits)),
+                Axis("", limits=limits), lines,
+                f"{brush.metric.label} of every arm against {label}", width=345, height=300,
+            )
+        )  # fmt: skip
+    return charts
+
+
+def seed_panels(brush: Brush) -> list[Chart]:
+    """One small chart per arm: each seed's curve, their mean, and its band."""
+    arms = brush.analysis.study.arms
+    curves = {arm.name: mean_curve(arm) for arm in arms}
+    limits = _late_limits(brush, [curve["value"] for curve in curves.values() if curve], 0.4)
+    panels = []
+    for number, arm in enumerate(arms):
+        look, mean = brush.looks[arm.name], curves[arm.name]
+        runs = [run for run in arm.finished if run.curve.value]
+        marks: list[Mark] = []
+        if mean and len(runs) > 1:
+            low, high = brush.scaled(mean["low"]), brush.scaled(mean["high"])
+            marks.append(Band(look, "95 % interval of the mean", "", mean["tokens"], low, high))
+        for run in runs:
+            title = f"seed {run.seed}: {brush.metric.value(run.curve.value[-1])}"
+            y = brush.scaled(run.curve.value)
+            marks.append(
+                Line(look, title, brush.href(run), run.curve.tokens, y, 1.0, 0.75, dashed=False)
+            )
+        if mean and len(runs) > 1:
+            y = brush.scaled(mean["value"])
+            marks.append(Line(look, "mean", "", mean["tokens"], y, 2.2, dashed=False))
+        panels.append(
+            Chart(
+                f"seeds-{number}", cut(arm.name, 30), axis_of("tokens", ""),
+                Axis("", limits=limits), marks,
+                f"curves of the {len(runs)} seeds of {arm.name}", width=232, height=170,
+                empty="no finished run",
+            )
+        )  # fmt: skip
+    return panels
+
+
+def _late_limits(brush: Brush, curves: Sequence[Sequence[float]], late: float) -> Limits | None:
+    """Limits of y that leave out the steep start, where no arm differs from another."""
+    curves = [curve for curve in curves if len(curve) > 1]
+    if not curves:
+        return None
+    shown = brush.scaled([v for curve in curves for v in curve[int(late * len(curve)) :]])
+    low, high = min(shown), max(shown)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - room, high + room
+
+
+def _entry_limits(lines: Sequence[Line], limits: Limits | None) -> Limits | None:
+    """Limits of x from where the first curve comes into sight."""
+    if limits is None or not lines:
+        return None
+    seen = [
+        x for line in lines for x, y in zip(line.x, line.y, strict=True)
+        if x > 0 and limits[0] <= y <= limits[1]
+    ]  # fmt: skip
+    return (0.8 * min(seen), 1.05 * max(seen)) if seen else None
+
+
+def mean_curve(arm: Arm) -> dict[str, list[float]]:
+    """Mean value with its band, and mean spending, at each evaluation that all seeds have."""
+    curves = [run.curve for run in arm.finished if run.curve.value]
+    at = sorted(set.intersection(*(set(curve.tokens) for curve in curves))) if curves else []
+    if not at:
+        return {}
+    picked: dict[str, list[list[float]]] = {"value": [], "flops": [], "seconds": []}
+    for curve in curves:
+        index = {tokens: i for i, tokens in enumerate(curve.tokens)}
+        for name, columns in picked.items():
+            column = getattr(curve, name)
+            columns.append([column[index[tokens]] for tokens in at])
+    band = stats.curve_band(picked["value"])
+    return {
+        "tokens": list(at),
+        "value": band.mean,
+        "low": band.low,
+        "high": band.high,
+        "flops": np.mean(picked["flops"], axis=0).tolist(),
+        "seconds": np.mean(picked["seconds"], axis=0).tolist(),
+    }
+
+
+# --- learning rates -----------------------------------------------------------------------------
+
+
+def rate_panels(brush: Brush) -> list[Chart]:
+    """The U-curve of every tuned arm. An optimum at the edge is drawn hollow."""
+    study = brush.analysis.study
+    tuned = [arm for arm in study.arms if arm.tuning]
+    found = {arm.name: rate_curve(arm, study.metric) for arm in tuned}
+    every = brush.scaled([v for curve in found.values() for _, v, _ in curve])
+    limits = _near_best(every, brush.metric.lower_is_better)
+    return [
+        Chart(
+            f"rates-{number}", cut(arm.name, 24) + (" (edge)" if arm.lr_status == "edge" else ""),
+            Axis("learning rate", log=True, form=rate), Axis("", limits=limits),
+            _rate_marks(brush, arm, found[arm.name], limits),
+            f"{brush.metric.label} of {arm.name} against the learning rate", width=232, height=190,
+            empty="no finished run",
+        )
+        for number, arm in enumerate(tuned)
+    ]  # fmt: skip
+
+
+def _rate_marks(
+    brush: Brush, arm: Arm, curve: list[tuple[float, float, Run]], limits: Limits | None
+) -> list[Mark]:
+    look, metric = brush.looks[arm.name], brush.metric
+    rim = None if limits is None else limits[1] if metric.lower_is_better else limits[0]
+    marks: list[Mark] = []
+    if curve:
+        y = brush.scaled([v for _, v, _ in curve])
+        marks.append(Line(look, "", "", [lr for lr, _, _ in curve], y))
+    for lr, value, run in curve:
+        is_best = arm.lr is not None and abs(lr / arm.lr - 1) < 1e-6
+        is_edge = is_best and arm.lr_status == "edge"
+        y_shown = metric.scale * value
+        if limits is not None:  # a point far away stands at the rim
+            y_shown = min(max(y_shown, limits[0]), limits[1])
+        title = f"{arm.name} at {rate(lr)}: {metric.value(value)}"
+        title += ", best, but at the edge" if is_edge else ", best" if is_best else ""
+        size = 6.0 if is_best else 3.2
+        marks.append(Dot(look, title, brush.href(run), lr, y_shown, size, is_edge))
+        if is_best:
+            marks.append(Rule(x=lr, text=rate(lr)))
+    if rim is not None:
+        for run in arm.tuning:
+            if run.status == "failed" and run.lr:
+                title = f"{arm.name} at {rate(run.lr)}: {run.error_kind or 'failed'}"
+                marks.append(Dot(look._replace(marker="cross"), title, "", run.lr, rim, 4.5))
+    return marks
+
+
+def rate_curve(arm: Arm, metric: str) -> list[tuple[float, float, Run]]:
+    """(rate, mean metric over the tuning seeds, one of its runs) by rising rate."""
+    by_rate: dict[float, list[Run]] = {}
+    for run in arm.tuning:
+        if run.lr is not None and known(run.lr) and known(run.results.get(metric)):
+            by_rate.setdefault(float(run.lr), []).append(run)
+    return [
+        (lr, float(np.mean([run.results[metric] for run in runs])), runs[0])
+        for lr, runs in sorted(by_rate.items())
+    ]
+
+
+def _near_best(values: list[float], lower_is_better: bool) -> Limits | None:
+    """Limits around the good half of the values: one diverged rate must not flatten the rest."""
+    values = [v for v in values if known(v)]
+    if not values:
+        return None
+    best, worst = (min, max) if lower_is_better else (max, min)
+    middle = float(np.median(values))
+    reach = best(values) + 3 * (middle - best(values))
+    end = best(worst(values), reach) if middle != best(values) else worst(values)
+    low, high = sorted((best(values), end))
+    room = 0.08 * (high - low) or 0.02 * abs(high) or 0.1
+    return low - room, high + room
+
+
+# --- axes ---------------------------------------------------------------------------------------
+
+
+def axis_of(cost: str, label: str, log: bool = False, limits: Limits | None = None) -> Axis:
+    """An axis for something that is spent, with ticks that are round in its usual unit."""
+    if cost in ("memory_bytes", "state_bytes"):
+        return Axis(
+            label, log, limits, _bytes, unit=1024.0**2 if cost == "memory_bytes" else 1024.0
+        )
+    if cost == "seconds":
+        return Axis(label, log, limits, _seconds)
+    if cost in ("flops", "decode_flops"):
+        return Axis(label, log, limits, _flops)
+    return Axis(label, log, limits, short_count)
+
+
+def _bytes(x: float) -> str:
+    """A round size on an axis: 64 KiB, 1.5 GiB."""
+    for size, unit in ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")):
+        if x >= size:
+            return f"{x / size:.4g} {unit}"
+    return f"{x:.4g} B"
+
+
+def _seconds(x: float) -> str:
+    """A round time on an axis: 20 s, 5 min, 2 h."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if x >= 2 * size and abs(x / size - round(x / size, 1)) < 1e-6:
+            return f"{x / size:.3g} {unit}"
+    return f"{x:,.4g} s"
+
+
+def _flops(x: float) -> str:
+    mantissa, _, exponent = f"{x:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def cut(name: str, n: int) -> str:
+    """A name of at most `n` letters."""
+    return name if len(name) <= n else f"{name[: n - 2]}.."
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
