@@ -26,6 +26,8 @@ def closing_text(result: "RunResult") -> str:
         return _refinement(result)
     lines = [_figures(summary), f"Curves: {run.curves_path}", f"Report: {run.report_path}"]
     samples = run.read_jsonl("samples.jsonl")
+    if "answers" in summary:
+        return "\n".join([*lines, *_answers(result, samples)])
     for row in samples[:1]:
         text = (row["prompt"] + row["text"])[:SAMPLE_CHARS]
         quoted = "\n".join(f"  | {line}" for line in text.splitlines())
@@ -61,6 +63,33 @@ def _prompt(result: "RunResult", samples: list[dict[str, Any]]) -> str:
     if prompt.startswith("-"):  # would be taken for an option
         prompt = f" {prompt}"
     return shlex.quote(prompt)
+
+
+def _answers(result: "RunResult", samples: list[dict[str, Any]]) -> list[str]:
+    """How a run that learned from answers does when it is asked, and how to talk to it."""
+    run, found = result.run, result.summary["answers"]
+    lines = []
+    if found is not None:
+        before = found.get("before")
+        was = "" if before is None else f" ({_exact(before)} before)"
+        lines.append(
+            f"Held-out questions answered to the letter: {_exact(found)} of {found['n']}{was}."
+        )
+    for row in samples[:3]:
+        answer = " ".join(row["text"][:SAMPLE_CHARS].split())
+        lines += ["", f"  > {row['prompt'][:SAMPLE_CHARS]}", f"  {answer}"]
+    return [
+        *lines,
+        "",
+        "Next:",
+        f"  mixlab chat {_quoted(run.path)}",
+        f"  mixlab extend {_quoted(run.path)} --steps {2 * result.summary['steps']}",
+    ]
+
+
+def _exact(answers: dict[str, Any]) -> str:
+    """Share of exact answers."""
+    return units.percent(answers["exact_accuracy"])
 
 
 def _refinement(result: "RunResult") -> str:

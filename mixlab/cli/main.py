@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from mixlab import __version__
-from mixlab.cli import bench, check, doctor, extend, generate, listing, show, train
+from mixlab.cli import (
+    bench,
+    check,
+    doctor,
+    export,
+    extend,
+    generate,
+    import_,
+    listing,
+    sft,
+    show,
+    train,
+)
 from mixlab.cli import eval as evaluation
 from mixlab.core.errors import LabError
 
@@ -50,13 +62,17 @@ def _main(
 
 app.command("train")(train.train)
 app.command("extend")(extend.extend)
+app.command("sft")(sft.sft)
 app.command("show")(show.show)
 app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluation.eval_)
+app.command("export")(export.export)
+app.command("import")(import_.import_)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

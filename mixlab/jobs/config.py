@@ -70,11 +70,24 @@ class RunConfig(Config):
                 f"at most model.vocab_size = {self.model.vocab_size}",
                 "Every token needs a row of the embedding.",
             )  # fmt: skip
+        if self.data.chat is not None and self.data.chat.prefix_lm:
+            self._require_both_ways()
         return self
+
+    def _require_both_ways(self) -> None:
+        for name, block in self.model.blocks.items():
+            if not block.sequence_mixer.reads_both_ways:
+                raise Rule(
+                    "data.chat.prefix_lm", True,
+                    "sequence mixers that can read a prompt both ways (attention, mla), but "
+                    f"model.blocks.{name} has {block.sequence_mixer.kind}, which only reads "
+                    "forwards",
+                    "Set data.chat.prefix_lm=false.",
+                )  # fmt: skip
 
     @property
     def tokens_per_step(self) -> int:
-        """Target tokens of one update."""
+        """Tokens of one update; among examples of question and answer not all are targets."""
         return self.train.batch_size * self.data.seq_len
 
 

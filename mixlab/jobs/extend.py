@@ -45,6 +45,9 @@ def plan_extension(train: TrainConfig, saved_steps: list[int], n_steps: int) -> 
     """
     old_steps, lr = int(train.length.amount), train.optimizer.lr
     last = saved_steps[-1]
+    if last == 0:  # imported weights: no update was made, so there is no rate to go on from
+        first = lr * train.schedule.factor(0, n_steps)
+        return Start(0, None, first, first)
 
     def parent(step: int) -> float:
         if train.bridge is not None and step <= train.bridge.from_step:
@@ -76,7 +79,7 @@ def extend_run(
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
-    with _at_rest(parent):
+    with at_rest(parent):
         config = decode_config(read_yaml(parent.config_path))
         start, checkpoint = _choose_start(parent, config, n_steps)
         sizes = checkpoint.state["log_bytes"]
@@ -101,7 +104,7 @@ def extend_run(
     )
     with child.lock():
         tree = to_tree(child_config)
-        with _whole_or_gone(child):
+        with whole_or_gone(child):
             child.write_text("request.yaml", dump_yaml(tree))
             child.write_json("parent.json", _parent_facts(parent, start, config))
             for name, text in logs.items():  # the child's figures begin with the parent's
@@ -130,7 +133,7 @@ def _choose_start(
 
 
 @contextmanager
-def _at_rest(parent: RunDir) -> Iterator[None]:
+def at_rest(parent: RunDir) -> Iterator[None]:
     """Refuse a parent that is being trained: its last step would not be what the child gets.
 
     A folder that this user may only read can be extended, though not locked.
@@ -140,7 +143,7 @@ def _at_rest(parent: RunDir) -> Iterator[None]:
 
 
 @contextmanager
-def _whole_or_gone(child: RunDir) -> Iterator[None]:
+def whole_or_gone(child: RunDir) -> Iterator[None]:
     """Remove the new folder if anything fails while it is made, so that one can try again."""
     try:
         yield

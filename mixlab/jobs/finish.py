@@ -6,6 +6,7 @@ from typing import Any
 from mixlab.core.run_dir import RunDir
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
+from mixlab.jobs.answers import has_examples, sample_answers, write_answers
 from mixlab.jobs.experts import has_experts, write_expert_choice
 from mixlab.jobs.looped import depth_figures, is_looped
 from mixlab.jobs.screen import Screen
@@ -44,7 +45,7 @@ def finish(
         **facts(session, command),
         "steps": progress.step,
         "tokens": progress.tokens,
-        "flops": progress.tokens * session.budget.train_flops_per_token,
+        "flops": session.n_computed(progress) * session.budget.train_flops_per_token,
         "train_s": progress.elapsed_s,
         "final": validation[-1] if validation else None,
         "best": best,
@@ -72,10 +73,13 @@ def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[s
     if has_experts(session):
         with screen.task("Asking the experts which tokens they take", None):
             write_expert_choice(run, session, step)
-    if not is_looped(session):
-        return {"test": test}
-    with screen.task("Measuring every depth", None):
-        return {"test": test, "depth": depth_figures(session)}
+    found: dict[str, Any] = {"test": test}
+    if has_examples(session):
+        found["answers"] = write_answers(run, session, screen)
+    if is_looped(session):
+        with screen.task("Measuring every depth", None):
+            found["depth"] = depth_figures(session)
+    return found
 
 
 def facts(session: Session, command: str) -> dict[str, Any]:
@@ -117,6 +121,8 @@ def _write_samples(run: RunDir, session: Session, step: int) -> None:
 
 def _samples(session: Session, step: int) -> list[dict[str, Any]]:
     cfg, tokenizer = session.config.sample, session.data.tokenizer
+    if has_examples(session):
+        return sample_answers(session, cfg.prompts or _beginnings(session), step)
     sampling = SamplingConfig(temperature=cfg.temperature, top_k=cfg.top_k)
     rows = []
     prompts = (cfg.prompts or _beginnings(session))[: cfg.n]
@@ -145,6 +151,8 @@ def _samples(session: Session, step: int) -> list[dict[str, Any]]:
 def _beginnings(session: Session) -> list[str]:
     """The first words of validation documents: text that the model has not been trained on."""
     shards = session.data.split("validation")
+    if has_examples(session):
+        return [question for _, question, _ in shards.asked()[: session.config.sample.n]]
     n_tokens = min(24, -(-session.config.model.max_seq_len // 2))  # leaves room for an answer
     prompts = []
     for start in shards.starts[: 4 * session.config.sample.n]:

@@ -31,7 +31,7 @@ class RunRecorder:
         self._run.append("metrics.jsonl", row)
         self._mirrors.log(row["step"], row, group="train")
         rate = row.get("tokens_per_s")
-        left = (self._n_steps - row["step"]) * self._session.config.tokens_per_step
+        left = (self._n_steps - row["step"]) * row["tokens"] / row["step"]  # targets, about
         self._screen.training(row, self._n_steps, left / rate if rate else None)
 
     def evaluation(self, row: Row) -> None:
@@ -97,6 +97,9 @@ def restore(run: RunDir, session: Session, checkpoint: checkpoints.Checkpoint | 
                 run.truncate_jsonl(name, 0)
         return
     checkpoints.load_module(session.model, checkpoint.tensors["model"])
+    if "optimizer" not in checkpoint.tensors:  # imported weights, not trained here yet
+        torch.manual_seed(session.config.seed)
+        return
     session.optimizer.load_state_tensors(checkpoint.tensors["optimizer"])
     if session.ema is not None:
         session.ema.load_state_tensors(checkpoint.tensors["ema"])

@@ -23,7 +23,7 @@ from mixlab.nn.language_model import LanguageModel, build_model
 from mixlab.training.config import TrainConfig
 from mixlab.training.ema import Ema, horizon_warning
 from mixlab.training.language_modelling import LanguageModelling
-from mixlab.training.loop import Plan
+from mixlab.training.loop import Plan, Progress
 from mixlab.training.objective import Objective, update
 from mixlab.training.optimizers.base import Optimizer
 
@@ -46,6 +46,8 @@ def prepare_data(config: RunConfig, screen: Screen) -> PreparedData:
             f"Set model.vocab_size={data.tokenizer.vocab_size}.",
         )
     data.require_sequences("train", config.train.batch_size)
+    if config.data.chat is not None:
+        return data
     for i, prompt in enumerate(config.sample.prompts):
         n_tokens = len(data.tokenizer.encode(prompt))
         if n_tokens >= config.model.max_seq_len:
@@ -124,6 +126,10 @@ class Session:
         """What a reader of the run needs besides its weights."""
         self.data.tokenizer.save(run.path / "tokenizer.json")
 
+    def n_computed(self, progress: Progress) -> int:
+        """Tokens that training has sent through the model, targets or not."""
+        return progress.position * self.config.data.seq_len
+
     def plan(self, n_steps: int) -> Plan:
         """What the loop needs to know."""
         train = self.config.train
@@ -135,6 +141,7 @@ class Session:
             flops_per_token=self.budget.train_flops_per_token,
             peak_flops=measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
             decay_start=train.schedule.decay_start(n_steps),
+            tokens_per_example=self.config.data.seq_len,
         )
 
 

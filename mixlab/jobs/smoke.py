@@ -42,7 +42,8 @@ def shrink(config: AnyRunConfig) -> AnyRunConfig:
         return _shrink_refine(config)
     tree = to_tree(config)
     old_len = config.data.seq_len
-    seq_len = min(old_len, SEQ_LEN)
+    # Whole examples have to fit, and a smaller vocabulary makes them longer.
+    seq_len = min(old_len, SEQ_LEN if config.data.chat is None else MAX_SEQ_LEN)
     tree["data"]["seq_len"] = seq_len
     vocab_size = _shrink_tokenizer(tree["data"]["tokenizer"], config.model.vocab_size)
     tree["model"] = to_tree(shrink_model(config.model, seq_len / old_len, vocab_size))

@@ -11,6 +11,7 @@ import numpy as np
 from mixlab.core import units
 from mixlab.core.config import flatten
 from mixlab.core.run_dir import RunDir
+from mixlab.report.answers_section import answers_section
 from mixlab.report.experts_section import experts_section
 from mixlab.report.looped import looped_section
 from mixlab.report.markup import code, fenced, plain, table
@@ -30,13 +31,14 @@ def write_report(run: RunDir) -> Path:
         _opening(material),
         _results(material),
         _curves(material),
+        answers_section(material),
         looped_section(material),
         experts_section(material),
         refinement_section(material),
         _samples(material),
         _model(material),
-        _data(material),
-        _training(material),
+        data_section(material),
+        training_section(material),
         _again(material),
         _notes(material),
     ]
@@ -209,7 +211,8 @@ def _model(m: Material) -> str:
     )
 
 
-def _data(m: Material) -> str:
+def data_section(m: Material) -> str:
+    """Which text, how it was split, and what the splits share."""
     data = m.data
     if not data:
         return "## Data\n\nNo data manifest was written."
@@ -244,7 +247,9 @@ def _data(m: Material) -> str:
             "documents",
             "MB",
             "tokens",
-            f"{overlap.get('n_words', 13)}-grams also in train",
+            "questions also in train"
+            if overlap.get("of") == "questions"
+            else f"{overlap.get('n_words', 13)}-grams also in train",
         ]
         parts.append(table(header, rows, numbers=True))
         parts.append(
@@ -258,7 +263,8 @@ def _data(m: Material) -> str:
     return "\n\n".join(parts)
 
 
-def _training(m: Material) -> str:
+def training_section(m: Material) -> str:
+    """How long, with what, on what, from which seed."""
     rates = column(m.metrics, "tokens_per_s")
     rates = sorted(rates[np.isfinite(rates)])
     accelerator, cpu = m.environment.get("accelerator") or {}, m.environment.get("cpu") or {}

@@ -79,6 +79,8 @@ class EvalConfig(Config):
     """Target tokens of the fixed evaluation set; a smaller split is used whole, and said so."""
     batch_size: PositiveInt = 32
     """Sequences of one forward pass."""
+    n_answers: int = Field(default=200, ge=0)
+    """Held-out questions that are answered at the end, where the corpus has examples."""
 
 
 class CheckpointConfig(Config):

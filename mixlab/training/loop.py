@@ -66,6 +66,13 @@ class Plan:
     flops_per_token: float
     peak_flops: float | None  # of the device at the training precision; None if not known
     decay_start: int  # saved there, so that `mixlab extend` can go on before the decay
+    tokens_per_example: int | None = None  # computed, targets or not; None: as many as targets
+
+    def n_computed(self, n_targets: int, n_examples: int) -> int:
+        """Tokens that went through the model, which is what FLOPs are counted for."""
+        return (
+            n_targets if self.tokens_per_example is None else n_examples * self.tokens_per_example
+        )
 
 
 class Outcome(NamedTuple):
@@ -191,7 +198,7 @@ def _record(
     row: Row = {
         "step": progress.step,
         "tokens": progress.tokens,
-        "flops": progress.tokens * plan.flops_per_token,
+        "flops": plan.n_computed(progress.tokens, progress.position) * plan.flops_per_token,
         "elapsed_s": round(progress.elapsed_s, 3),
         "loss_nats": loss,
         "lr": plan.train.optimizer.lr * factor,
@@ -199,7 +206,9 @@ def _record(
         "tokens_per_s": rate,
     }
     if rate is not None and plan.peak_flops:
-        row["mfu"] = mfu(rate, plan.flops_per_token, plan.peak_flops)
+        n_computed = plan.n_computed(metrics.n_targets, metrics.n_examples)
+        flops_per_target = plan.flops_per_token * n_computed / metrics.n_targets
+        row["mfu"] = mfu(rate, flops_per_target, plan.peak_flops)
     if metrics.aux_loss is not None:
         row["aux_loss"] = float(metrics.aux_loss)
     row.update({name: float(value) for name, value in metrics.figures.items()})

@@ -5,6 +5,7 @@ made when a split is opened: whole examples, one after the other, each a documen
 padding behind them. Nothing is predicted across examples, and nothing in the padding.
 """
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class ExampleShards:
         chat: ChatConfig,
     ) -> None:  # fmt: skip
         self.name, self.facts, self.chat = name, facts, chat
+        self._folder = folder
         self.eos_id: int = facts["eos_id"]
         self.token_bytes = token_bytes
         self.tokens = np.asarray(
@@ -100,6 +102,19 @@ class ExampleShards:
             segments[i, at:] = len(rows[window])  # the padding is of nobody
         return Sequences(tokens, targets, segments, prefix)
 
+    def last_turn(self, example: int) -> "LastTurn":
+        """What an example asks last, and the right answer."""
+        start, stop = self.starts[example], self.starts[example + 1]
+        ids, is_answer = self.tokens[start:stop].tolist(), self.is_answer[start:stop]
+        end = int(np.flatnonzero(is_answer)[-1])  # of the mark that ends the answer
+        before = np.flatnonzero(~is_answer[:end])
+        first = int(before[-1]) + 1 if len(before) else 0
+        return LastTurn(ids[:first], ids[first:end])
+
+    def asked(self) -> list[list[str]]:
+        """Name, last question and last answer of each example; kept for held-out splits only."""
+        return json.loads((self._folder / f"{self.name}.asked.json").read_text("utf-8"))
+
     def evaluation_targets(self, seq_len: int, n_windows: int) -> np.ndarray:
         """The targets of the first `n_windows` rows, one after the other."""
         targets = self.read(np.arange(n_windows), seq_len).targets
@@ -116,6 +131,13 @@ class ExampleShards:
             rows = [fits[row].tolist() for row in map(np.array, pack(lengths[fits], seq_len))]
             self._packed[seq_len] = _Packed(rows, len(lengths) - len(fits))
         return self._packed[seq_len]
+
+
+class LastTurn(NamedTuple):
+    """The last answer of an example, and all that stands before it."""
+
+    prompt: list[int]
+    answer: list[int]  # without the mark that ends it
 
 
 class _Packed(NamedTuple):
@@ -151,6 +173,13 @@ def write_examples(
             n_bytes += sum(len(m.content.encode()) for found in conversations for m in found)
             advance(int(snapshot.sizes[group].sum()))
     starts.tofile(folder / f"{name}.starts.bin")
+    if name != "train":
+        names = snapshot.names()
+        rows = []
+        for i in documents:
+            *_, question, answer = from_text(snapshot.text(i))
+            rows.append([names[i], question.content, answer.content])
+        (folder / f"{name}.asked.json").write_text(json.dumps(rows), encoding="utf-8")
     n_tokens = int(starts[-1])
     return {
         "documents": len(documents),

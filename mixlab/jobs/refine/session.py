@@ -18,7 +18,7 @@ from mixlab.tasks.examples import ExampleStream
 from mixlab.tasks.prepare import PreparedTask, prepare_task
 from mixlab.training.ema import Ema, horizon_warning
 from mixlab.training.length import Length
-from mixlab.training.loop import Plan
+from mixlab.training.loop import Plan, Progress
 from mixlab.training.optimizers.base import Optimizer
 from mixlab.training.refinement import Refinement
 
@@ -99,6 +99,10 @@ class RefineSession:
 
     def save_assets(self, run: RunDir) -> None:
         """A refine run needs no files besides its weights: the config names the task."""
+
+    def n_computed(self, progress: Progress) -> int:
+        """Labels of all segments that training has run."""
+        return progress.tokens
 
     def plan(self, n_steps: int) -> Plan:
         """What the loop needs to know."""
