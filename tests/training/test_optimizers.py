@@ -58,6 +58,7 @@ def set_grads(params: dict[str, nn.Parameter], seed: int) -> None:
         ("blocks.0.moe.experts.gate_proj", (4, 12, 8), True, True),
         ("blocks.0.moe.experts.bias", (4, 12), False, False),
         ("blocks.0.shared_gate_proj.weight", (1, 8), True, False),
+        ("registers.weight", (0, 96), True, False),  # a refiner may have none
         ("scale", (), False, False),
     ],
 )

@@ -11,7 +11,7 @@ the experts of a mixture. It does not take
 - routers (a module named `gate` or `router`): their rows belong to single experts, for the same
   reason;
 - convolutions: a depthwise kernel is a set of small filters and no matrix;
-- matrices with a side of 1, which are vectors.
+- matrices with a side of 1, which are vectors, or of 0, which are nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ def decays(name: str, shape: Sequence[int]) -> bool:
 
 def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
     """Whether Muon takes the parameter of this name and shape."""
-    if len(shape) not in (2, 3) or min(shape[-2:]) == 1 or not decays(name, shape):
+    if len(shape) not in (2, 3) or min(shape[-2:]) <= 1 or not decays(name, shape):
         return False
     parts = name.split(".")
     module = parts[-2] if parts[-1] == "weight" and len(parts) > 1 else parts[-1]
