@@ -1,0 +1,64 @@
+"""A few updates of a config, timed and counted: what sets the length of an arm in seconds."""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixlab.core.config import to_tree
+from mixlab.core.provenance import environment
+from mixlab.jobs.config import AnyRunConfig, decode_config
+from mixlab.jobs.device import describe, settle_hardware
+from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.screen import Screen
+from mixlab.studies.job_store import Job
+from mixlab.studies.training_job import DataCache
+from mixlab.training.length import Length
+
+N_ROUNDS = 5
+"""Times that the time of an update is measured; the median counts."""
+
+
+def profile_job(job: Job, screen: Screen, cache: DataCache) -> dict[str, Any]:
+    """Seconds of one update, evaluations included, and its FLOPs as the profiler counts them."""
+    config = decode_config(job.config)
+    data = cache.open(config, screen)
+    hardware = settle_hardware(config.train)
+    with screen.task("Timing a few updates", N_ROUNDS) as advance:
+        times = []
+        for _ in range(N_ROUNDS):
+            times.append(kind_of(config).seconds_per_step(config, data, hardware))
+            advance(1)
+    return {
+        "seconds_per_step": sorted(times)[N_ROUNDS // 2],
+        "all_seconds_per_step": times,
+        "flops_per_token_counted": counted_flops_per_token(config, data),
+        "data": job.data,
+        "environment": environment("mixlab study run", describe(hardware.device)),
+    }
+
+
+def counted_flops_per_token(config: AnyRunConfig, data: Any) -> float | None:
+    """FLOPs of one update per target, counted operation by operation as they run.
+
+    None where a kernel runs that the counter does not know, so that its count would be too low.
+    """
+    hardware = settle_hardware(config.train)
+    if hardware.device.type == "cuda":
+        return None  # fused kernels of the recurrences are not counted
+    one = decode_config(
+        {**to_tree(config), "train": {**to_tree(config.train), "length": "1 steps"}}
+    )
+    with torch.random.fork_rng():
+        session = kind_of(config).open_session(one, data, hardware)
+        with FlopCounterMode(display=False) as counter:
+            metrics = session.objective.accumulate(0)
+    return counter.get_total_flops() / metrics.n_targets
+
+
+def quick_seconds_per_step(config: AnyRunConfig, data: Any) -> float:
+    """One look at the time of an update, for a plan that is only an estimate."""
+    timed = config.model_copy(
+        update={"train": config.train.model_copy(update={"length": Length(1, "steps")})}
+    )
+    return kind_of(config).seconds_per_step(timed, data, settle_hardware(config.train))

@@ -1,0 +1,319 @@
+"""The study file: what a person writes down before anything is trained.
+
+A study is a base recipe, arms that change it by name, what is held equal between them, seeds, and
+how the learning rate of each arm is found. Reading one needs no torch; `design.py` works out what
+it means.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml
+from mixlab.core.errors import LabError, Rule
+from mixlab.training.length import Length
+
+LENGTHS = ("tokens", "steps", "flops", "seconds")
+SIZES = ("params", "active_params")
+TOLERANCE = 0.01
+"""Share by which the realised values of a matched quantity may differ between arms."""
+MAX_SEEDS = 1000
+MAX_ARMS = 1000
+
+Changes = dict[str, Any]
+Matched = Literal["tokens", "steps", "flops", "seconds", "params", "active_params"]
+
+
+class BudgetConfig(Config):
+    """How long each run is, and how much all of them may cost."""
+
+    per_run: Length | None = None
+    """Length of each run: steps, tokens, FLOPs or time; absent: that of the base recipe."""
+    total: Length | None = None
+    """What all runs together may cost, in the same units; absent: no limit."""
+
+
+class TuneConfig(Config):
+    """A search for the learning rate of each arm, on a grid of factors of 2."""
+
+    seeds: list[int] | None = None
+    """Seeds that tuning runs with; absent: one that the study does not use otherwise."""
+    max_runs: int = Field(default=9, ge=4, le=100)
+    """Rates that are tried at most before the search ends with the best at the edge."""
+
+
+class RunnerConfig(Config):
+    """Where the runs are made."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """`local`: processes on this machine; `slurm`: jobs through submitit; `ray`: tasks of Ray."""
+    workers: PositiveInt | None = None
+    """Processes at once; absent: one per GPU, or per `threads` cores where there is no GPU."""
+    threads: PositiveInt | None = None
+    """Cores of one worker on a CPU; absent: the recipe's train.threads, else 1."""
+    hang_after: Length = Length(1800, "seconds")
+    """Time without a sign of life after which a worker's run is given to another one."""
+    slurm: Changes = Field(default_factory=dict)
+    """Parameters of submitit's executor, such as {partition: gpu, timeout_min: 240}."""
+    ray: Changes = Field(default_factory=dict)
+    """Resources of one Ray worker, such as {num_gpus: 1, num_cpus: 8, address: auto}."""
+
+    @field_validator("hang_after")
+    @classmethod
+    def _is_a_time(cls, value: Length) -> Length:
+        if value.unit != "seconds":
+            raise Rule("", str(value), 'a time, such as "30 minutes"')
+        return value
+
+
+class StudyFile(Config):
+    """Everything that a study file says."""
+
+    name: str = Field(min_length=1, max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the study's folder; absent: the file's name."""
+    about: str = ""
+    """The question that the study asks, where it comes from, what is uncertain."""
+    base: str = Field(min_length=1)
+    """The recipe, YAML file or run folder that every arm begins from."""
+    changes: Changes = Field(default_factory=dict)
+    """Laid over the base for all arms; dotted or nested keys."""
+    arms: dict[str, Changes] = Field(default_factory=dict)
+    """Named changes. `recipe: NAME` begins that arm from another recipe."""
+    grid: dict[str, list[Any] | dict[str, Any]] = Field(default_factory=dict)
+    """Key -> values: an arm for each combination, with each of `arms` where there are any."""
+    baseline: str | None = None
+    """The arm that runs first and that others are compared with; absent: the first."""
+    match: list[Matched] = Field(default=["tokens"])
+    """What is held equal: at most one of tokens, steps, flops, seconds, and at most one of params,
+    active_params."""
+    solve: Literal["d_ff", "d_model", "head_dim"] = "d_ff"
+    """What is changed to reach equal params: feed-forward width, model width, or head size."""
+    budget: BudgetConfig = BudgetConfig()
+    """How long each run is, and what all may cost; a bare length is that of each run."""
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1, max_length=MAX_SEEDS)
+    """Seeds that every arm runs with, or their number."""
+    screen: list[PositiveInt] | None = None
+    """Sequential halving: after so many seeds the better half goes on, such as [1, 3, 8]."""
+    tune: TuneConfig | None = None
+    """`learning_rate`, or settings: tune the rate of each arm; absent: take the recipes' rates."""
+    metric: str = "validation.loss_nats"
+    """The figure that arms are ranked by."""
+    effect: PositiveFloat | None = None
+    """The smallest difference that matters, in units of the metric; the report says how many seeds
+    would find it."""
+    published: bool = False
+    """The arms as somebody published them, unmatched or with one seed: a record, not a test."""
+    keep: Literal["last", "all", "none"] = "last"
+    """Checkpoints that stay when a run is done: last and best, all, or none."""
+    smoke: Changes = Field(default_factory=dict)
+    """Changes for `--smoke`, after sizes have been shrunk."""
+    runner: RunnerConfig = RunnerConfig()
+    """Where the runs are made."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        tree = dict(tree)
+        match = tree.get("match")
+        if isinstance(match, str):
+            tree["match"] = [match]
+        if isinstance(tree.get("budget"), str | int):
+            tree["budget"] = {"per_run": tree["budget"]}
+        seeds = tree.get("seeds")
+        if isinstance(seeds, int) and not isinstance(seeds, bool):
+            if not 1 <= seeds <= MAX_SEEDS:
+                raise Rule("seeds", seeds, f"a number of seeds from 1 to {MAX_SEEDS}, or a list")
+            tree["seeds"] = list(range(1, seeds + 1))
+        if tree.get("tune") == "learning_rate":
+            tree["tune"] = {}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StudyFile":
+        _check_seeds("seeds", self.seeds)
+        if self.tune is not None and self.tune.seeds is not None:
+            _check_seeds("tune.seeds", self.tune.seeds)
+        for group in (LENGTHS, SIZES):
+            chosen = [name for name in self.match if name in group]
+            if len(chosen) > 1:
+                raise Rule("match", self.match, f"at most one of {', '.join(group)}")
+        if not self.arms and not self.grid:
+            raise Rule("arms", None, "arms, a grid, or both: there is nothing to compare")
+        for key, values in self.grid.items():
+            if not values:
+                raise Rule(f"grid.{key}", values, "at least one value")
+        rungs = self.screen
+        if rungs is not None and (
+            rungs != sorted(set(rungs)) or not rungs or rungs[-1] != len(self.seeds)
+        ):
+            raise Rule(
+                "screen", rungs,
+                f"growing numbers of seeds up to the {len(self.seeds)} of the study, such as "
+                "[1, 3, 8] of 8 seeds",
+            )  # fmt: skip
+        return self
+
+    @property
+    def matched_length(self) -> str:
+        """The quantity that sets the length of each arm."""
+        return next((name for name in self.match if name in LENGTHS), "tokens")
+
+    @property
+    def matched_size(self) -> str | None:
+        """The quantity that sets the size of each arm's model, if one does."""
+        return next((name for name in self.match if name in SIZES), None)
+
+    @property
+    def tuning_seeds(self) -> list[int]:
+        """Seeds of the tuning runs: by default one that ranks nothing, so that no arm gains by it.
+
+        The best of several rates on a seed is partly luck with that seed.
+        """
+        if self.tune is None:
+            return []
+        return self.tune.seeds or [max(self.seeds) + 1]
+
+
+class ArmSpec(NamedTuple):
+    """One arm before it is resolved."""
+
+    name: str
+    recipe: str | None  # to begin from in place of the base
+    changes: Changes
+
+
+def _check_seeds(field: str, seeds: list[int]) -> None:
+    if not seeds:
+        raise Rule(field, seeds, "at least one seed")
+    repeated = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if repeated:
+        raise Rule(
+            field, seeds, f"every seed once, but {repeated[0]} is given {seeds.count(repeated[0])} "
+            "times", "The same seed gives the same run, which would count as two.",
+        )  # fmt: skip
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise Rule(field, seed, "seeds from 0 to 2**32 - 1")
+
+
+def arm_specs(study: StudyFile) -> list[ArmSpec]:
+    """The arms by name: those of `arms`, each with every point of the grid.
+
+    Raises:
+        LabError: too many, an arm named twice, or a key that a study decides itself.
+    """
+    points: list[tuple[str, Changes]] = [("", {})]
+    for key, values in study.grid.items():
+        named = values.items() if isinstance(values, Mapping) else zip(
+            [f"{key.rsplit('.', 1)[-1]}={_label(value)}" for value in values], values, strict=True
+        )  # fmt: skip
+        points = [
+            (f"{label},{name}" if label else str(name), {**changes, key: value})
+            for label, changes in points
+            for name, value in named
+        ]
+        if len(points) > MAX_ARMS:
+            raise LabError(f"grid: gives more than {MAX_ARMS} arms. Leave some values out.")
+    specs = []
+    for name, changes in (study.arms or {"": {}}).items():
+        own = dict(changes or {})
+        recipe = own.pop("recipe", None)
+        if recipe is not None and not isinstance(recipe, str):
+            raise LabError(f"arms.{name}.recipe = {recipe!r}: expected the name of a recipe.")
+        for label, point in points:
+            full = ",".join(part for part in (name, label) if part)
+            specs.append(ArmSpec(full, recipe, {**own, **point}))
+    _check_arms(study, specs)
+    return specs
+
+
+def _check_arms(study: StudyFile, specs: list[ArmSpec]) -> None:
+    names = [spec.name for spec in specs]
+    for name in names:
+        if not name or "/" in name or name.startswith(".") or len(name) > 120:
+            raise LabError(
+                f"arms.{name}: expected a name of at most 120 characters without '/', which does "
+                "not begin with a dot."
+            )
+        if names.count(name) > 1:
+            raise LabError(f"grid: two points are both called {name!r}. Name the points yourself.")
+    if len(specs) > MAX_ARMS:
+        raise LabError(f"arms: expected at most {MAX_ARMS}, but there are {len(specs)}.")
+    if study.baseline is not None and study.baseline not in names:
+        close = difflib.get_close_matches(study.baseline, names, n=1, cutoff=0.4)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise LabError(
+            f"baseline = {study.baseline!r}: expected one of the arms "
+            f"{', '.join(names[:20])}.{hint}"
+        )
+    for where, changes in [
+        ("changes", study.changes),
+        *((f"arms.{s.name}", s.changes) for s in specs),
+    ]:
+        for key in changes:
+            reserved = {"seed": "seeds", "name": "name"}.get(str(key))
+            if reserved is not None:
+                raise LabError(
+                    f"{where}.{key} = {changes[key]!r}: expected a key of a recipe that the study "
+                    f"does not decide itself. Use the study's own key `{reserved}`."
+                )
+
+
+def _label(value: Any) -> str:
+    """A value as part of an arm's name."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-")
+    return text[:40] or "none"
+
+
+# --- finding and reading ------------------------------------------------------------------------
+
+
+def packaged_studies() -> list[str]:
+    """The names of the studies that come with mixlab."""
+    folder = files("mixlab") / "studies" / "packaged"
+    if not folder.is_dir():
+        return []
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_study(name_or_file: str) -> StudyFile:
+    """A packaged study or a YAML file, validated.
+
+    Raises:
+        LabError: no such study, an unknown key, or a value that breaks a rule.
+    """
+    tree = study_tree(name_or_file)
+    study = decode(StudyFile, tree)
+    arm_specs(study)
+    return study
+
+
+def study_tree(name_or_file: str) -> Tree:
+    """The tree of a study file with its name filled in."""
+    names = packaged_studies()
+    if name_or_file in names:
+        file = files("mixlab") / "studies" / "packaged" / f"{name_or_file}.yaml"
+        tree = parse_yaml(file.read_text(encoding="utf-8"), f"study {name_or_file}")
+        return {"name": name_or_file, **tree}
+    path = Path(name_or_file)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        close = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.4)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise LabError(
+            f"study = {name_or_file!r}: expected one of {', '.join(names) or '(none packaged)'}, "
+            f"or a YAML file.{hint}"
+        )
+    tree = read_yaml(path)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study"
+    return {"name": stem, **tree}
