@@ -16,8 +16,10 @@ from mixlab.cli import (
     generate,
     import_,
     listing,
+    serve,
     sft,
     show,
+    study,
     train,
 )
 from mixlab.cli import eval as evaluation
@@ -68,6 +70,7 @@ app.command("check")(check.check)
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluation.eval_)
+app.command("serve")(serve.serve)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("bench")(bench.bench)
