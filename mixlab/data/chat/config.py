@@ -9,8 +9,9 @@ from mixlab.core.errors import Rule
 class ChatConfig(Config):
     """Template, targets and mask of a corpus whose documents are conversations."""
 
-    template: Literal["plain", "chatml"] = "chatml"
-    """How a conversation is written: `chatml` marks every message, `plain` just goes on."""
+    template: Literal["plain", "chatml", "bare"] = "chatml"
+    """How a conversation is written: `chatml` marks every message, `plain` just goes on, `bare`
+    puts nothing between the messages and does not end an answer."""
     response_only_loss: bool = True
     """Learn from the tokens of answers alone; otherwise from every token."""
     prefix_lm: bool = False

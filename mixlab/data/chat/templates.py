@@ -95,7 +95,28 @@ class ChatMl(Template):
         return Piece(IM_START, is_mark=True), Piece("assistant\n")
 
 
-TEMPLATES: dict[str, Template] = {template.name: template for template in (Plain(), ChatMl())}
+class Bare(Template):
+    """Messages one after the other, with nothing between them and nothing at the end.
+
+    For tasks whose answers have a known length, such as recall: a mark that ends every answer would
+    be a second thing to learn, and half of the accuracy.
+    """
+
+    name = "bare"
+    end = EOS_MARK
+    jinja = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+    def pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
+        for role, content in messages:
+            yield Piece(content, is_answer=role == "assistant")
+
+    def answer_header(self) -> Sequence[Piece]:
+        return ()
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template for template in (Plain(), ChatMl(), Bare())
+}
 """Every template, by name."""
 
 

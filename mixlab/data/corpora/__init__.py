@@ -8,6 +8,7 @@ from mixlab.data.corpora.instructions import Instructions
 from mixlab.data.corpora.jsonl import Jsonl
 from mixlab.data.corpora.parquet import Parquet
 from mixlab.data.corpora.python_sources import PythonPackages, PythonStdlib
+from mixlab.data.corpora.recall import RecallText
 from mixlab.data.corpora.task import TaskQuestions
 from mixlab.data.corpora.text import Text
 
@@ -22,5 +23,6 @@ CORPORA: Registry[CorpusConfig] = Registry(
         "chat": ChatRows,
         "instructions": Instructions,
         "task": TaskQuestions,
+        "recall": RecallText,
     }
 )
