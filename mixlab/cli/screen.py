@@ -105,3 +105,7 @@ def print_show(description: "Description") -> None:
     for row in description.layers:
         table.add_row(*(Text(cell) for cell in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    print("\nexports to")
+    width = max(len(name) for name, _ in description.exports)
+    for name, value in description.exports:
+        print(f"  {name:<{width}}  {value}")

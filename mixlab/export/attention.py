@@ -26,17 +26,14 @@ def norm_misfits(
     cfg: LanguageModelConfig, mixers: list[AttentionConfig], wanted: str, label: str
 ) -> Iterator[str]:
     """Whether the norms on queries and keys are what the target has."""
-    words = {
-        "none": "none on queries and keys",
-        "head": "on queries and keys of each head",
-        "full": "on queries and keys of all heads at once",
-    }
+    has = {
+        "none": "no norm on queries and keys",
+        "head": "a norm on queries and keys of each head",
+        "full": "a norm on queries and keys of all heads at once",
+    }[wanted]
     for mixer in mixers:
         if mixer.qk_norm != wanted:
-            yield (
-                f"qk_norm = {mixer.qk_norm}: the norm of {label} is {words[wanted]} "
-                f"(qk_norm={wanted})"
-            )
+            yield f"qk_norm = {mixer.qk_norm}: {label} has {has} (qk_norm={wanted})"
         elif wanted != "none" and mixer.norm_eps != cfg.norm_eps:
             yield f"norm_eps of the attention differs from the model's, and {label} has one"
 

@@ -60,6 +60,7 @@ def write_model(
     """
     # The mark without which older loaders of transformers refuse a file.
     safetensors.torch.save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o666 & ~_umask(folder))  # the library makes it private
     config = target.stock_config(cfg) | {
         "dtype": dtype,
         "bos_token_id": None,
@@ -86,6 +87,15 @@ def write_model(
     if chat is not None:
         settings["chat_template"] = chat.template
     _write(folder / TOKENIZER_CONFIG, settings)
+
+
+def _umask(folder: Path) -> int:
+    """The permissions that this process gives to nobody, read off a file of its own."""
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    return 0o666 & ~mode
 
 
 def _write(path: Path, tree: Any) -> None:

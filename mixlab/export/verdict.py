@@ -19,10 +19,18 @@ class Verdict(NamedTuple):
     """One for each engine, in the order of `ENGINES`."""
 
 
-def verdict(cfg: LanguageModelConfig, prefer: str | None = None) -> Verdict:
-    """Judge a config. `prefer` names the architecture to take where it fits, such as the one that
-    an imported run came from."""
+def verdict(
+    cfg: LanguageModelConfig, prefer: str | None = None, *, prefix_lm: bool = False
+) -> Verdict:
+    """Judge a config.
+
+    `prefer` names the architecture to take where it fits, such as the one that an imported run came
+    from. `prefix_lm` says that tokens of a prompt see each other both ways.
+    """
     against = {name: target.problems(cfg) for name, target in TARGETS.items()}
+    if prefix_lm:
+        for problems in against.values():
+            problems.append(BOTH_WAYS)
     fitting = [TARGETS[name] for name, problems in against.items() if not problems]
     if fitting:
         target = next((t for t in fitting if t.model_type == prefer), fitting[0])
@@ -33,6 +41,9 @@ def verdict(cfg: LanguageModelConfig, prefer: str | None = None) -> Verdict:
     reasons = tuple(against[nearest])
     why = f"as {TARGETS[nearest].label}: {reasons[0]}"
     return Verdict(None, TARGETS[nearest], reasons, tuple(Answer(e, "no", why) for e in ENGINES))
+
+
+BOTH_WAYS = "data.chat.prefix_lm = true: loaders read a prompt forwards only"
 
 
 def _kinds_missed(problems: list[str]) -> int:

@@ -6,8 +6,10 @@ from pathlib import Path
 from mixlab.core import units
 from mixlab.core.config import dump_yaml, to_tree
 from mixlab.core.run_dir import is_run
+from mixlab.export.verdict import lines
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, load_config
 from mixlab.jobs.session import optimizer_bytes_per_param
+from mixlab.jobs.verdict import judge
 from mixlab.nn.budget import model_budget, state_bytes, training_memory_bytes
 
 
@@ -20,6 +22,7 @@ class Description:
     facts: list[tuple[str, str]]
     layers: list[tuple[str, ...]]  # rows under LAYER_COLUMNS
     yaml: str
+    exports: list[tuple[str, str]]  # engine, whether and how it could run the trained model
 
 
 LAYER_COLUMNS = (
@@ -75,6 +78,7 @@ def describe(config: AnyRunConfig) -> Description:
         facts=facts,
         layers=_layer_rows(config),
         yaml=dump_yaml(to_tree(config)),
+        exports=lines(judge(config)),
     )
 
 

@@ -307,6 +307,10 @@ def refuse_other_text(run: RunDir, data: AnyData) -> None:
             f"{run.data_path} is damaged: expected a JSON object. Restore it from a copy of the "
             "run folder."
         )
+    if before.get("imported"):  # its weights bring a tokenizer, and have seen no text here yet
+        facts = before.get("tokenizer")
+        if isinstance(facts, dict) and facts.get("hash") == data.manifest["tokenizer"]["hash"]:
+            return
     keys = ("content_hash", "tokenizer", "splits")
     changed = [key for key in keys if before.get(key) != data.manifest.get(key)]
     if changed:

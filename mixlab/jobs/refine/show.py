@@ -43,6 +43,7 @@ def describe_refiner(config: RefineRunConfig) -> Description:
         facts=facts,
         layers=_layer_rows(config),
         yaml=dump_yaml(to_tree(config)),
+        exports=[("stock formats", "none: they hold models that write text, not puzzles")],
     )
 
 
