@@ -25,6 +25,8 @@ def closing_text(result: "RunResult") -> str:
     if "refinement" in summary:
         return _refinement(result)
     lines = [_figures(summary), f"Curves: {run.curves_path}", f"Report: {run.report_path}"]
+    if isinstance(summary.get("depth"), dict):
+        lines += _depth(summary["depth"])
     samples = run.read_jsonl("samples.jsonl")
     if "answers" in summary:
         return "\n".join([*lines, *_answers(result, samples)])
@@ -63,6 +65,31 @@ def _prompt(result: "RunResult", samples: list[dict[str, Any]]) -> str:
     if prompt.startswith("-"):  # would be taken for an option
         prompt = f" {prompt}"
     return shlex.quote(prompt)
+
+
+def _depth(facts: dict[str, Any]) -> list[str]:
+    """What a looped model gets from more steps, from its input, and from leaving early."""
+    losses = {row["steps"]: row["loss_nats"] for row in facts["by_depth"]}
+    trained = facts["trained_steps"]
+    text = f"Validation loss after {trained} steps, as trained: {losses[trained]:.4f}"
+    if 2 * trained in losses:
+        text += f"; after twice as many: {losses[2 * trained]:.4f}"
+    lines = [f"{text}."]
+    use = facts.get("input_use")
+    if use is not None:
+        lines.append(
+            f"On true inputs {use['true_nats']:.4f} nats, on the same tokens in random order "
+            f"{use['random_nats']:.4f}."
+        )
+    test = facts.get("test")
+    if test is not None:
+        how = "chosen" if facts.get("is_chosen") else "configured"
+        lines.append(
+            f"Leaving early at the {how} threshold {facts['exit_threshold']:g}: test loss "
+            f"{test['loss_nats']:.4f} after {test['mean_steps']:.2f} of {test['max_steps']} steps, "
+            f"{test['full_loss_nats']:.4f} after all."
+        )
+    return lines
 
 
 def _answers(result: "RunResult", samples: list[dict[str, Any]]) -> list[str]:

@@ -1,16 +1,23 @@
 """A looped model's loss at every depth, and what leaving early costs and saves."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.data.batch import Batch
+from mixlab.evals.refinement import auroc, calibration, calibration_error
 from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
+from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.packing import Packing
+
+_PIECE = 1024  # tokens whose logits are held at once
 
 
 class AtDepth(NamedTuple):
@@ -28,6 +35,26 @@ class WithExits(NamedTuple):
     loss_nats: float
     mean_steps: float  # over all tokens
     max_steps: int
+    halt_histogram: list[int]  # tokens that took 1, 2, ... steps
+
+
+class ExitQuality(NamedTuple):
+    """Whether the exit rule knows when a token is done, over all tokens and exits but the last.
+
+    A token is done at an exit that predicts what the last exit predicts.
+    """
+
+    done_frac: float  # share of (token, exit) pairs that are done
+    auroc: float | None  # chance that the rule ranks one that is done above one that is not
+    ece: float | None  # of the gate's probability to have stopped; None for a rule without one
+    calibration: list[dict[str, float]]  # ten bins of that probability, or of the score's rank
+
+
+class InputUse(NamedTuple):
+    """The loss on the true tokens, and on the same tokens in random places; same targets."""
+
+    true_nats: float
+    random_nats: float
 
 
 def loss_by_depth(
@@ -67,23 +94,124 @@ def loss_with_exits(
     assert model.cfg.recursion is not None
     n_steps, found = model.cfg.recursion.depth.trained_steps, []
     for threshold in thresholds:
-        sums = torch.zeros(3, dtype=torch.float64)  # nats, targets, steps of all tokens
-        n_tokens = 0
+        sums = torch.zeros(2, dtype=torch.float64)  # nats, targets
+        taken = torch.zeros(n_steps, dtype=torch.int64)
 
-        def add(out: Trunk, targets: Tensor, sums: Tensor = sums) -> None:
-            nonlocal n_tokens
+        def add(out: Trunk, targets: Tensor, sums: Tensor = sums, taken: Tensor = taken) -> None:
             assert out.loops is not None and out.loops.n_steps is not None
             nats = score_tokens(out.h.flatten(0, 1), model.head_weight, targets).nats
-            taken = out.loops.n_steps.double().sum()
             is_target = (targets != IGNORE).double().sum()
-            sums += torch.stack([nats.double().sum(), is_target, taken]).cpu()
-            n_tokens += targets.numel()
+            sums += torch.stack([nats.double().sum(), is_target]).cpu()
+            steps = out.loops.n_steps.flatten().cpu()
+            taken += torch.bincount(steps, minlength=n_steps + 1)[1:]
 
         loops = Loops(may_exit=True, exit_threshold=threshold)
         _run(model, batches, loops, compute_dtype, add)
-        nats, n_targets, taken = sums.tolist()
-        found.append(WithExits(threshold, nats / n_targets, taken / n_tokens, n_steps))
+        nats, n_targets = sums.tolist()
+        mean = float((taken * torch.arange(1, n_steps + 1)).sum() / taken.sum())
+        found.append(WithExits(threshold, nats / n_targets, mean, n_steps, taken.tolist()))
     return found
+
+
+def choose_threshold(
+    rows: Sequence[WithExits], full_loss_nats: float, max_rise_nats: float
+) -> WithExits | None:
+    """The row with the fewest steps among those whose loss rises by at most `max_rise_nats`."""
+    within = [row for row in rows if row.loss_nats - full_loss_nats <= max_rise_nats + 1e-9]
+    return min(within, key=lambda row: row.mean_steps, default=None)
+
+
+def exit_quality(
+    model: LanguageModel, batches: Iterable[Batch], *, compute_dtype: torch.dtype | None = None
+) -> ExitQuality:
+    """Hold what the exit rule goes by against whether further steps change the predicted token.
+
+    No token leaves here: each exit is looked at with all tokens at the same depth.
+    """
+    cfg = model.cfg.recursion
+    assert cfg is not None and cfg.halting.kind != "fixed"
+    is_gate = cfg.halting.kind == "gate"
+    loops = Loops(max(2, cfg.depth.trained_steps), every_exit=True)
+    scores: list[Tensor] = []
+    done: list[Tensor] = []
+
+    def add(out: Trunk, targets: Tensor) -> None:
+        assert out.loops is not None
+        exits, is_target = out.loops.exits, (targets != IGNORE).cpu()
+        last = _predicted(model, exits[-1].h)
+        if is_gate:
+            log_going = torch.zeros_like(last, dtype=torch.float32)
+        for before, here in itertools.pairwise([None, *exits[:-1]]):
+            if is_gate:
+                assert here.gate_logits is not None
+                log_going = log_going + F.logsigmoid(-here.gate_logits.flatten())
+                scores.append((-torch.expm1(log_going)).cpu()[is_target])
+            elif before is None:
+                continue  # there is nothing to compare the first output with
+            else:
+                scores.append(-_moved(model, before.h, here.h).cpu()[is_target])
+            done.append((_predicted(model, here.h) == last).cpu()[is_target])
+
+    _run(model, batches, loops, compute_dtype, add)
+    if not scores:  # two steps, and a rule that needs two outputs: there is no exit to judge
+        return ExitQuality(math.nan, None, None, [])
+    score, is_done = torch.cat(scores).double().numpy(), torch.cat(done).numpy()
+    probability = score if is_gate else score.argsort().argsort() / len(score)
+    return ExitQuality(
+        done_frac=float(is_done.mean()),
+        auroc=auroc(score, is_done),
+        ece=calibration_error(score, is_done) if is_gate else None,
+        calibration=calibration(probability, is_done),
+    )
+
+
+def input_use(
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    seed: int,
+    *,
+    compute_dtype: torch.dtype | None = None,
+) -> InputUse:
+    """What the model loses at its trained depth when its input's tokens are shuffled.
+
+    Shuffled over a whole batch: the frequencies of tokens stay, and nothing else does.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batches = list(batches)
+    shuffled = []
+    for batch in batches:
+        order = torch.randperm(batch.tokens.numel(), generator=generator)
+        tokens = batch.tokens.flatten()[order].reshape(batch.tokens.shape)
+        shuffled.append(batch._replace(tokens=tokens))
+    losses = []
+    for rows in (batches, shuffled):
+        sums = torch.zeros(2, dtype=torch.float64)
+
+        def add(out: Trunk, targets: Tensor, sums: Tensor = sums) -> None:
+            nats = score_tokens(out.h.flatten(0, 1), model.head_weight, targets).nats
+            sums += torch.stack([nats.double().sum(), (targets != IGNORE).double().sum()]).cpu()
+
+        _run(model, rows, Loops(), compute_dtype, add)
+        losses.append(float(sums[0] / sums[1]))
+    return InputUse(*losses)
+
+
+def _predicted(model: LanguageModel, h: Tensor) -> Tensor:
+    """(N,) likeliest tokens, a piece at a time: all logits at once would not fit."""
+    weight = model.head_weight.T
+    rows = at_least_float32(h.flatten(0, 1)).split(_PIECE)
+    return torch.cat([(piece @ weight.to(piece.dtype)).argmax(dim=-1) for piece in rows])
+
+
+def _moved(model: LanguageModel, before: Tensor, here: Tensor) -> Tensor:
+    """(N,) nats between the outputs of two exits, as the rule has them."""
+    weight, found = model.head_weight.T, []
+    pieces = (at_least_float32(h.flatten(0, 1)).split(_PIECE) for h in (before, here))
+    for a, b in zip(*pieces, strict=True):
+        old = (a @ weight.to(a.dtype)).log_softmax(dim=-1)
+        new = (b @ weight.to(b.dtype)).log_softmax(dim=-1)
+        found.append((new.exp() * (new - old)).sum(dim=-1))
+    return torch.cat(found)
 
 
 @torch.no_grad()

@@ -67,18 +67,17 @@ def finish(
 def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[str, Any]:
     """The last words of a language model: test figures, samples, the experts' choice."""
     with screen.task("Measuring the test split", None):
-        test = session.evaluate("test")
+        found: dict[str, Any] = {"test": session.evaluate("test")}
+    if is_looped(session):  # first, as it chooses when tokens leave
+        with screen.task("Measuring every depth", None):
+            found["depth"] = depth_figures(session)
     with screen.task("Writing samples", None):
         _write_samples(run, session, step)
     if has_experts(session):
         with screen.task("Asking the experts which tokens they take", None):
             write_expert_choice(run, session, step)
-    found: dict[str, Any] = {"test": test}
     if has_examples(session):
         found["answers"] = write_answers(run, session, screen)
-    if is_looped(session):
-        with screen.task("Measuring every depth", None):
-            found["depth"] = depth_figures(session)
     return found
 
 

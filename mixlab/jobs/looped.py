@@ -3,7 +3,15 @@
 from contextlib import nullcontext
 from typing import Any
 
-from mixlab.evals.looped import loss_by_depth, loss_with_exits
+from mixlab.data.batch import Batch
+from mixlab.data.loader import Loader
+from mixlab.evals.looped import (
+    choose_threshold,
+    exit_quality,
+    input_use,
+    loss_by_depth,
+    loss_with_exits,
+)
 from mixlab.jobs.session import Session
 
 N_TOKENS = 16_384
@@ -11,10 +19,10 @@ N_TOKENS = 16_384
 MAX_STEPS = 64
 """Deepest step that is looked at."""
 THRESHOLDS = {
-    "gate": (0.2, 0.35, 0.5, 0.65, 0.8, 0.95),
-    "kl_exit": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4),
+    "gate": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95),
+    "kl_exit": (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4),
 }
-"""Exit thresholds beside the configured one."""
+"""Exit thresholds that are tried, from which one is chosen where the config names none."""
 
 
 def is_looped(session: Session) -> bool:
@@ -28,10 +36,7 @@ def depth_figures(session: Session) -> dict[str, Any]:
     """
     cfg = session.model.cfg.recursion
     assert cfg is not None
-    seq_len = session.config.data.seq_len
-    n_windows = min(session.n_eval_windows, max(1, N_TOKENS // seq_len))
-    batch_size = session.config.eval.batch_size
-    batches = list(session.eval_loader.window_batches(n_windows, batch_size))
+    batches = _batches(session, "validation")
     dtype = session.hardware.compute_dtype
     trained, most = cfg.depth.trained_steps, cfg.depth.max_steps
     wanted = min(MAX_STEPS, max(2 * trained, most))
@@ -39,16 +44,55 @@ def depth_figures(session: Session) -> dict[str, Any]:
         "trained_steps": trained,
         "max_trained_steps": most,
         "loops_per_step": cfg.loops_per_step,
-        "n_tokens": n_windows * seq_len,
+        "n_tokens": sum(batch.n_targets() for batch in batches),
     }
     with nullcontext() if session.ema is None else session.ema.applied():
         by_depth = loss_by_depth(session.model, batches, wanted, compute_dtype=dtype)
         figures["by_depth"] = [row._asdict() for row in by_depth]
+        use = input_use(session.model, batches, session.config.seed, compute_dtype=dtype)
+        figures["input_use"] = use._asdict()
         if cfg.halting.kind != "fixed":
-            configured = cfg.halting.exit_threshold
-            thresholds = sorted({*THRESHOLDS[cfg.halting.kind], configured})
-            rows = loss_with_exits(session.model, batches, thresholds, compute_dtype=dtype)
-            figures["halting"] = cfg.halting.kind
-            figures["exit_threshold"] = configured
-            figures["with_exits"] = [row._asdict() for row in rows]
+            figures.update(_exits(session, batches, by_depth[trained - 1].loss_nats))
     return figures
+
+
+def _exits(session: Session, batches: list[Batch], full_loss_nats: float) -> dict[str, Any]:
+    """What leaving early costs at several thresholds, the chosen one, and whether the rule knows.
+
+    A chosen threshold is put into the model, and held against the test split: its loss on the text
+    that chose it is too good.
+    """
+    model, dtype = session.model, session.hardware.compute_dtype
+    assert model.recursion is not None
+    halting = model.recursion.cfg.halting
+    configured = halting.exit_threshold
+    thresholds = sorted({*THRESHOLDS[halting.kind], *([] if configured is None else [configured])})
+    rows = loss_with_exits(model, batches, thresholds, compute_dtype=dtype)
+    if configured is None:
+        chosen = choose_threshold(rows, full_loss_nats, halting.exit_max_rise)
+        model.recursion.chosen_threshold = (
+            halting.never if chosen is None else chosen.exit_threshold
+        )
+    used = model.recursion.threshold
+    test = _batches(session, "test")
+    full = loss_by_depth(model, test, model.recursion.cfg.depth.trained_steps, compute_dtype=dtype)
+    (on_test,) = loss_with_exits(model, test, [used], compute_dtype=dtype)
+    return {
+        "halting": halting.kind,
+        "exit_threshold": used,
+        "is_chosen": configured is None,
+        "exit_max_rise": halting.exit_max_rise,
+        "with_exits": [row._asdict() for row in rows],
+        "test": {**on_test._asdict(), "full_loss_nats": full[-1].loss_nats},
+        "exit_quality": exit_quality(model, batches, compute_dtype=dtype)._asdict(),
+    }
+
+
+def _batches(session: Session, split: str) -> list[Batch]:
+    seq_len = session.config.data.seq_len
+    loader = session.eval_loader
+    if split != "validation":
+        loader = Loader(session.data.split(split), seq_len, session.config.seed)
+    most = session.n_eval_windows if split == "validation" else loader.n_windows
+    n_windows = min(most, max(1, N_TOKENS // seq_len))
+    return list(loader.window_batches(n_windows, session.config.eval.batch_size))

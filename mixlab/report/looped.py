@@ -32,12 +32,24 @@ def write_depth_picture(run: RunDir) -> Path | None:
 
 
 def depth_picture(facts: Facts, *, title: str) -> Figure:
-    """Validation loss against steps per token: all tokens alike, and with early exits."""
-    figure = Figure(figsize=(8, 4.6), layout="constrained", facecolor="white")
+    """Validation loss against steps per token; of a run whose tokens leave, when they do, too."""
+    quality = facts.get("exit_quality") or {}
+    has_exits = bool(_rows(facts, "with_exits") and _rows(quality, "calibration"))
+    size = (13.5, 4.6) if has_exits else (8, 4.6)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     headline(figure, title, f"trained for {facts.get('trained_steps')} steps")
-    ax: Axes = figure.subplots()
-    style(ax)
+    axes = figure.subplots(1, 3 if has_exits else 1, squeeze=False)[0]
+    for ax in axes:
+        style(ax)
+    _loss_panel(axes[0], facts)
+    if has_exits:
+        _histogram_panel(axes[1], facts)
+        _calibration_panel(axes[2], facts, quality)
+    return figure
+
+
+def _loss_panel(ax: Axes, facts: Facts) -> None:
     name_panel(ax, "Loss by depth", "validation, nats per token")
     rows = _rows(facts, "by_depth")
     steps, losses = [row["steps"] for row in rows], [row["loss_nats"] for row in rows]
@@ -55,7 +67,30 @@ def depth_picture(facts: Facts, *, title: str) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("steps per token", fontsize=9, color=FAINT)
     ax.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
+
+
+def _histogram_panel(ax: Axes, facts: Facts) -> None:
+    counts = (facts.get("test") or {}).get("halt_histogram") or []
+    total = max(1, sum(counts))
+    name_panel(ax, "When tokens leave", f"test, at {facts.get('exit_threshold'):g}; % of tokens")
+    ax.bar(range(1, len(counts) + 1), [100 * n / total for n in counts], color=_WITH_EXITS)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("steps taken", fontsize=9, color=FAINT)
+
+
+def _calibration_panel(ax: Axes, facts: Facts, quality: Facts) -> None:
+    """Of a gate against its own probability; a rule without one is shown by the score's rank."""
+    is_gate = quality.get("ece") is not None
+    name_panel(ax, "Does the rule know?", "share of tokens that further steps leave unchanged")
+    bins = _rows(quality, "calibration")
+    x = [row["probability"] for row in bins]
+    ax.plot(x, [row["right"] for row in bins], color=_WITH_EXITS, marker="s", markersize=4)
+    if is_gate:
+        ax.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1.02)
+    label = "probability to have stopped" if is_gate else "rank of the score (1: moved least)"
+    ax.set_xlabel(label, fontsize=9, color=FAINT)
 
 
 def looped_section(m: Material) -> str:
@@ -69,14 +104,22 @@ def looped_section(m: Material) -> str:
     if picture.is_file():
         parts.append(f"![Loss by depth]({picture.relative_to(m.run.path).as_posix()})")
     trained, n_loops = facts["trained_steps"], facts["loops_per_step"]
-    last = rows[-1]
     by_steps = {row["steps"]: row["loss_nats"] for row in rows}
-    parts.append(
+    text = (
         f"The core runs {n_loops} {'loop' if n_loops == 1 else 'loops'} per step; it was trained "
         f"with up to {facts['max_trained_steps']} steps and is evaluated at {trained}. Validation "
         f"loss on {facts['n_tokens']:,} tokens: {by_steps[1]:.3f} nats after one step, "
-        f"{by_steps[trained]:.3f} after {trained}, {last['loss_nats']:.3f} after {last['steps']}."
+        f"{by_steps[trained]:.3f} after {trained}"
     )
+    if 2 * trained in by_steps:
+        text += f", {by_steps[2 * trained]:.3f} at twice that"
+    parts.append(text + ".")
+    use = facts.get("input_use")
+    if isinstance(use, Mapping):
+        parts.append(
+            f"On the same tokens in random order the loss is {use['random_nats']:.3f} instead of "
+            f"{use['true_nats']:.3f}: the difference is what the model takes from its input."
+        )
     stride = -(-len(rows) // _MAX_ROWS)
     shown = [row for row in rows if row["steps"] in (1, trained) or row["steps"] % stride == 0]
     parts.append(
@@ -88,10 +131,7 @@ def looped_section(m: Material) -> str:
     )
     exits = _rows(facts, "with_exits")
     if exits:
-        parts.append(
-            f"With tokens that leave early (`{facts['halting']}`), all others unchanged; the "
-            f"configured threshold is {facts['exit_threshold']:g}. Choose it on validation text."
-        )
+        parts.append(_exits_sentence(facts))
         body = [
             [f"{r['exit_threshold']:g}", f"{r['loss_nats']:.4f}",
              f"{r['mean_steps']:.2f} of {r['max_steps']}"]
@@ -99,6 +139,33 @@ def looped_section(m: Material) -> str:
         ]  # fmt: skip
         parts.append(table(["threshold", "loss, nats per token", "mean steps"], body, numbers=True))
     return "\n\n".join(parts)
+
+
+def _exits_sentence(facts: Facts) -> str:
+    text = f"With tokens that leave early (`{facts['halting']}`), all others unchanged. "
+    if facts.get("is_chosen"):
+        text += (
+            f"Chosen here: the threshold {facts['exit_threshold']:g}, with the fewest steps at "
+            f"a rise of at most {facts['exit_max_rise']:g} nats. "
+        )
+    else:
+        text += f"The configured threshold is {facts['exit_threshold']:g}. "
+    test = facts.get("test")
+    if isinstance(test, Mapping):
+        text += (
+            f"On test text it gives {test['loss_nats']:.4f} nats after {test['mean_steps']:.2f} "
+            f"of {test['max_steps']} steps, against {test['full_loss_nats']:.4f} after all. "
+        )
+    quality = facts.get("exit_quality")
+    if isinstance(quality, Mapping) and quality.get("auroc") is not None:
+        text += (
+            f"Of all tokens at all earlier exits, {quality['done_frac']:.0%} already predict what "
+            f"they predict in the end; the rule ranks those above the others with an AUROC of "
+            f"{quality['auroc']:.3f} (0.5 is chance)"
+        )
+        ece = quality.get("ece")
+        text += "." if ece is None else f", and its probability is off by {ece:.3f} (ECE)."
+    return text.rstrip()
 
 
 def _rows(facts: Any, name: str) -> Sequence[Mapping[str, Any]]:

@@ -243,7 +243,7 @@ def test_long_examples_are_counted_or_an_error_and_never_cut(make):
     with pytest.raises(DataError, match=rf"Set data.seq_len={longest}, or leave longer ones out"):
         make([*rows_of(120), *long], too_long="stop")
     assert make([*rows_of(120), *long], too_long="stop", seq_len=longest)
-    with pytest.raises(DataError, match="none of the .* fits"):
+    with pytest.raises(DataError, match=r"none of the .* fits"):
         make(rows_of(120), seq_len=4)
 
 

@@ -35,7 +35,7 @@ def batches():
     targets = x[:, 1:].clone()
     targets[0, :4] = -100
     whole = Batch(x[:, :-1], targets, torch.zeros(6, 12, dtype=torch.int32))
-    return [Batch(*(part[rows] for part in whole)) for rows in (slice(0, 4), slice(4, 6))]
+    return whole.split([4, 2])
 
 
 def test_one_pass_gives_the_loss_of_every_depth():

@@ -59,8 +59,7 @@ def batch(rows=4, length=6):
 
 
 def cut(whole, size):
-    parts = zip(*(field.split(size) for field in whole), strict=True)
-    return [Batch(*part) for part in parts]
+    return whole.split([size] * (len(whole.tokens) // size))
 
 
 def by_the_definition(model, whole):

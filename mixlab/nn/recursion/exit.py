@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D d_model, S steps.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, NonNegativeFloat
@@ -32,8 +32,13 @@ class KlExit(Config):
     """Stop a token whose predicted distribution no longer moves; nothing is trained for it."""
 
     kind: Literal["kl_exit"] = "kl_exit"
-    exit_threshold: float = Field(default=5e-4, ge=0)
-    """Stop below this many nats between the outputs of one step and the next."""
+    exit_threshold: float | None = Field(default=None, ge=0)
+    """Stop below this many nats between the outputs of one step and the next; absent: chosen on
+    validation text when training ends, and 0.0005 until then."""
+    exit_max_rise: NonNegativeFloat = 0.01
+    """Nats per token that leaving early may cost; it chooses the threshold."""
+    unchosen: ClassVar[float] = 5e-4
+    never: ClassVar[float] = 0.0
 
 
 class GateHalting(Config):
@@ -44,8 +49,13 @@ class GateHalting(Config):
     """
 
     kind: Literal["gate"] = "gate"
-    exit_threshold: float = Field(default=0.5, gt=0, le=1)
-    """Stop once the probability to have stopped by now reaches this."""
+    exit_threshold: float | None = Field(default=None, gt=0, le=1)
+    """Stop once the probability to have stopped by now reaches this; absent: chosen on validation
+    text when training ends, and 0.5 until then."""
+    exit_max_rise: NonNegativeFloat = 0.01
+    """Nats per token that leaving early may cost; it chooses the threshold."""
+    unchosen: ClassVar[float] = 0.5
+    never: ClassVar[float] = 1.0
     ponder_weight: NonNegativeFloat = 0.01
     """Nats that one more expected step costs the gate."""
     entropy_weight: NonNegativeFloat = 0.01

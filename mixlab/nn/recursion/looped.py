@@ -171,6 +171,8 @@ class Looped(nn.Module):
         halting = cfg.halting
         bias = halting.q_head_bias_init if halting.kind == "gate" else None
         self.gate = None if bias is None else Gate(d_model, bias=bias)
+        self.chosen_threshold: float | None = None
+        """What was chosen on validation text; counts where the config names no threshold."""
 
     def enter(self, state: Tensor | None, e: Tensor) -> Tensor:
         """What the core reads: the state of the last loop (None: there is none) and the input."""
@@ -191,13 +193,23 @@ class Looped(nn.Module):
             return torch.zeros_like(e)
         return self.first_state.to(e.dtype).expand_as(e)
 
+    @property
+    def threshold(self) -> float:
+        """At which tokens leave unless a call says otherwise; not for fixed halting."""
+        halting = self.cfg.halting
+        assert halting.kind != "fixed", "no token leaves"
+        for found in (halting.exit_threshold, self.chosen_threshold):
+            if found is not None:
+                return found
+        return halting.unchosen
+
     def rule(self, loops: Loops, head_weight: Tensor) -> GateRule | KlRule | None:
         """The exit rule of one call."""
         halting = self.cfg.halting
         if not loops.may_exit or halting.kind == "fixed":
             return None
         threshold = loops.exit_threshold
-        threshold = halting.exit_threshold if threshold is None else threshold
+        threshold = self.threshold if threshold is None else threshold
         if halting.kind == "kl_exit":
             return KlRule(head_weight, threshold)
         assert self.gate is not None
