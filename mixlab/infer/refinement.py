@@ -34,7 +34,7 @@ class Refining:
     def __init__(self, model: Refiner, inputs: Tensor, noise: Tensor | None = None) -> None:
         """`noise` (n, D) is added to both first states, for another try at the same puzzle."""
         self.model, self.inputs = model, inputs
-        self.state = model.initial_state(model.embed(inputs))
+        self.state = model.initial_state(inputs)
         if noise is not None:
             shift = noise[:, None].to(self.state.z_H.dtype)
             self.state = RefinerState(self.state.z_H + shift, self.state.z_L + shift)

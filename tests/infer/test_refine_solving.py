@@ -62,7 +62,7 @@ def test_act_answers_by_the_weighted_mean():
     net, x = model("act"), questions(3)
     under_way, logits, halting = Refining(net, x), [], []
     with torch.no_grad():
-        state = net.initial_state(net.embed(x))
+        state = net.initial_state(x)
         for _ in range(5):
             step = under_way.advance()
             out = net(state, x)

@@ -1,0 +1,110 @@
+"""Single tokens through the channel mixers.
+
+Shapes: B rows, D d_model, E experts, k experts per token, F expert width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.infer.decoding.steps import ChannelStep, Projection, Unit, fused, output
+from mixlab.nn.channel_mixers.mlp import MLP
+from mixlab.nn.channel_mixers.moe import MoE
+from mixlab.nn.norm import RMSNorm
+from mixlab.ops.moe import Activation, route
+
+
+class MLPStep(ChannelStep):
+    """Gate and up as one product."""
+
+    def __init__(self, mixer: MLP, norm: RMSNorm, dtype: torch.dtype) -> None:
+        parts = [mixer.gate_proj, mixer.up_proj]
+        self.projection = Projection(norm, *fused(norm, parts), dtype)
+        self.output = output(mixer.down_proj, dtype)
+
+    @staticmethod
+    def fits(mixer: MLP) -> bool:
+        return True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.output.add_to(x, _activate(self.projection(x), "swiglu"))
+
+
+class MoEStep(ChannelStep):
+    """Only the experts that are chosen; on a GPU, where that would be a wait, all of them."""
+
+    def __init__(self, mixer: MoE, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self.cfg, self.gate = mixer.cfg, mixer.gate
+        self.unit, self.scale = Unit(norm.weight.numel(), norm.eps, norm.weight), norm.weight
+        experts = mixer.experts
+        up = experts.gate_up_proj if experts.activation == "swiglu" else experts.up_proj
+        self.up = up.detach().to(dtype)  # (E, F or 2F, D)
+        self.down = experts.down_proj.detach().to(dtype)  # (E, D, F)
+        self.shared: Projection | None = None
+        self.shared_gate: Projection | None = None
+        if mixer.shared_experts is not None:
+            shared = mixer.shared_experts
+            gate = [shared.gate_proj] if mixer.cfg.activation == "swiglu" else []
+            self.shared = Projection(norm, *fused(norm, [*gate, shared.up_proj]), dtype)
+            self.shared_output = output(shared.down_proj, dtype)
+        if mixer.shared_expert_gate is not None:
+            self.shared_gate = Projection(norm, *fused(norm, [mixer.shared_expert_gate]), dtype)
+
+    @staticmethod
+    def fits(mixer: MoE) -> bool:
+        """Not the definition, which a config asks for by name."""
+        return mixer.cfg.backend == "grouped"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        normed = self.unit(x) * self.scale  # (B, D)
+        routing = route(
+            logits=self.gate(normed), n_active=self.cfg.n_active_experts, scores=self.cfg.scores,
+            normalize=self.cfg.norm_topk_prob, scaling=self.cfg.routed_scaling_factor,
+            selection_bias=self.gate.e_score_correction_bias,
+        )  # fmt: skip
+        weights, inputs = routing.weights, normed.to(self.up.dtype)
+        run = self._all if x.is_cuda else self._chosen
+        y = run(inputs, routing.indices, weights.to(x.dtype)) + x
+        if self.shared is None:
+            return y
+        shared = _activate(self.shared(x), self.cfg.activation)
+        if self.shared_gate is not None:
+            shared = shared * self.shared_gate(x).sigmoid()
+        return self.shared_output.add_to(y, shared)
+
+    def _chosen(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Expert by expert, those that a row has chosen."""
+        takers: dict[int, list[tuple[int, int]]] = {}
+        for row, chosen in enumerate(indices.tolist()):
+            for slot, expert in enumerate(chosen):
+                takers.setdefault(expert, []).append((row, slot))
+        y = torch.zeros_like(x, dtype=weights.dtype)
+        for expert, places in takers.items():
+            if len(places) == len(x):  # a row takes an expert once, so all rows take it
+                slots = [slot for _, slot in places]
+                chosen = x, weights[range(len(x)), slots] if len(x) > 1 else weights[0, slots]
+                y += self._expert(expert, *chosen)
+                continue
+            rows, slots = (list(part) for part in zip(*places, strict=True))
+            y[rows] += self._expert(expert, x[rows], weights[rows, slots])
+        return y
+
+    def _expert(self, expert: int, x: Tensor, weights: Tensor) -> Tensor:
+        hidden = _activate(F.linear(x, self.up[expert]), self.cfg.activation)
+        return F.linear(hidden, self.down[expert]) * weights[:, None]
+
+    def _all(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        """Every expert on every row, for the weights are read anyway; nothing is waited for."""
+        n_experts = len(self.up)
+        hidden = torch.matmul(x, self.up.mT)  # (E, B, F or 2F)
+        out = torch.bmm(_activate(hidden, self.cfg.activation), self.down.mT)  # (E, B, D)
+        share = torch.zeros(len(x), n_experts, dtype=weights.dtype, device=x.device)
+        share.scatter_(1, indices, weights)  # (B, E)
+        return torch.einsum("be,ebd->bd", share, out.to(weights.dtype))
+
+
+def _activate(h: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return F.silu(h)
+    gate, up = h.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)

@@ -1,0 +1,136 @@
+"""Single tokens through multi-head latent attention, without ever expanding a latent.
+
+W_k goes into the query and W_v behind the sum, so all heads are queries over one cache of latents.
+Shapes: B rows, S slots, H heads, L kv_lora_rank, N qk_nope_head_dim, R qk_rope_head_dim, V
+        v_head_dim.
+"""
+
+import torch
+from torch import Tensor
+
+from mixlab.infer.decoding.attention import attend
+from mixlab.infer.decoding.rows import Rows, turn
+from mixlab.infer.decoding.steps import (
+    Projection,
+    RowCache,
+    SequenceStep,
+    Unit,
+    fused,
+    grown,
+    output,
+)
+from mixlab.nn.norm import RMSNorm
+from mixlab.nn.sequence_mixers.mla import MLA, MLAState
+from mixlab.ops.dtypes import at_least_float32
+
+
+def half_order(n: int) -> Tensor:
+    """Channels of interleaved pairs in the order in which the pairs are (i, i + n / 2)."""
+    return torch.arange(n).view(-1, 2).T.flatten()
+
+
+class LatentCache(RowCache):
+    """Latent and turned rotary key of every token, beside each other."""
+
+    def __init__(self, like: Tensor, latent: int, rope: int) -> None:
+        self.latent = latent
+        self.kept = like.new_zeros(0, 1, 0, latent + rope)  # (rows, 1, S, L + R)
+
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        rows, one, slots, width = self.kept.shape
+        if n_rows > rows or n_tokens > slots:
+            self.kept = grown(self.kept, (max(rows, n_rows), one, max(slots, n_tokens), width))
+
+    def put(self, row: int, state: MLAState) -> None:
+        self.kept[row] = 0  # a NaN of the row's last sequence would outlive its mask
+        order = half_order(state.k_rope.shape[-1]).to(state.k_rope.device)
+        place = self.kept[row, 0, : state.latent.shape[1]]
+        place[:, : self.latent] = state.latent[0]
+        place[:, self.latent :] = state.k_rope[0][:, order]
+
+    def move(self, source: int, target: int) -> None:
+        self.kept[target] = self.kept[source]
+
+    def row_bytes(self, n_tokens: int) -> int:
+        return n_tokens * self.kept.shape[-1] * self.kept.itemsize
+
+    def add(self, token: Tensor, rows: Rows) -> None:
+        """Write (B, L + R), what is kept of the current tokens."""
+        if rows.position is not None:
+            self.kept[: len(rows), 0, rows.position] = token
+        else:
+            self.kept[rows.index, 0, rows.n_seen] = token
+
+
+class MLAStep(SequenceStep):
+    """The absorbed form; queries and keys turn together."""
+
+    def __init__(self, mixer: MLA, norm: RMSNorm, dtype: torch.dtype) -> None:
+        cfg = self.cfg = mixer.cfg
+        rope = cfg.kv_lora_rank, cfg.kv_lora_rank + cfg.qk_rope_head_dim
+        if mixer.q_a_proj is None:
+            weights = fused(norm, [mixer.kv_a_proj_with_mqa, mixer.q_proj])
+            turned = [rope, *self._rotary_rows(rope[1])]
+            self.q_b = None
+        else:
+            weights = fused(norm, [mixer.kv_a_proj_with_mqa, mixer.q_a_proj])
+            turned = [rope]
+            expand = _reordered(*fused(mixer.q_a_layernorm, [mixer.q_b_proj]), self._rotary_rows(0))
+            self.q_b = Projection(mixer.q_a_layernorm, *expand, dtype)
+        self.projection = Projection(norm, *_reordered(*weights, turned), dtype)
+        self.empty = norm.weight.detach().new_empty(0, dtype=dtype)
+        self.latent_unit = Unit(cfg.kv_lora_rank, cfg.norm_eps, norm.weight)
+        self.latent_scale = mixer.kv_a_layernorm.weight.detach()
+        split = [cfg.qk_nope_head_dim, cfg.v_head_dim]
+        expand = mixer.kv_b_proj.weight.detach().to(dtype).unflatten(0, (cfg.n_heads, -1))
+        self.w_k, w_v = expand.split(split, dim=1)  # (H, N, L), (H, V, L)
+        self.w_v_t = w_v.mT  # (H, L, V)
+        self.output = output(mixer.o_proj, dtype)
+
+    def _rotary_rows(self, start: int) -> list[tuple[int, int]]:
+        """Where the queries' rotary channels stand, if the first head begins at `start`."""
+        cfg = self.cfg
+        ends = (start + (head + 1) * cfg.qk_head_dim for head in range(cfg.n_heads))
+        return [(end - cfg.qk_rope_head_dim, end) for end in ends]
+
+    @staticmethod
+    def fits(mixer: MLA) -> bool:
+        """Not where a config asks by name for another way."""
+        return mixer.cfg.decode_backend == "absorbed" and mixer.cfg.backend == "sdpa"
+
+    def new_cache(self) -> LatentCache:
+        return LatentCache(self.empty, self.cfg.kv_lora_rank, self.cfg.qk_rope_head_dim)
+
+    def __call__(self, x: Tensor, cache: LatentCache, rows: Rows) -> Tensor:
+        cfg, n_rows = self.cfg, len(rows)
+        kept_width = cfg.kv_lora_rank + cfg.qk_rope_head_dim
+        token, q = self.projection(x).tensor_split([kept_width], dim=-1)  # (B, L + R), (B, ...)
+        if self.q_b is not None:
+            q = self.q_b(at_least_float32(q))
+        q = q.view(n_rows, cfg.n_heads, cfg.qk_head_dim)
+        q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
+        latent, k_rope = token.split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], dim=-1)
+        latent.copy_(self.latent_unit(at_least_float32(latent)) * self.latent_scale)
+        angles = rows.rotation(cfg.qk_rope_head_dim, cfg.rope_theta, at_least_float32(x[:0]).dtype)
+        turn(q_rope, angles)
+        turn(k_rope[:, None], angles)
+        cache.add(token, rows)
+
+        kept = cache.kept[:n_rows, :, : rows.n_keys]  # (B, 1, S, L + R)
+        # Heads first, so that each is one product with its own part of the expansion.
+        q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_k).transpose(0, 1)  # (B, H, L)
+        query = torch.cat([q_latent, q_rope], dim=-1)[:, None]  # (B, 1, H, L + R)
+        mask = rows.mask(rows.n_keys)
+        o = attend(query, kept, kept[..., : cfg.kv_lora_rank], mask, cfg.qk_head_dim**-0.5)
+        o = torch.bmm(o[:, 0].transpose(0, 1), self.w_v_t).transpose(0, 1)  # (B, H, V)
+        return self.output.add_to(x, o.reshape(n_rows, -1))
+
+
+def _reordered(
+    weight: Tensor, bias: Tensor | None, places: list[tuple[int, int]]
+) -> tuple[Tensor, Tensor | None]:
+    """Rows in the order in which rotary channels turn without being taken apart."""
+    order = torch.arange(len(weight), device=weight.device)
+    for start, end in places:
+        order[start:end] = start + half_order(end - start).to(weight.device)
+    return weight[order], None if bias is None else bias[order]

@@ -1,0 +1,302 @@
+"""A language model as a table of rows: read a prompt into one, then one token for all of them.
+
+`FusedRows` takes the steps of this package. Models whose tokens leave loops early are taken row by
+row by `PlainRows`, since there every row goes its own way.
+Shapes: B live rows, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixlab.infer.decoding.attention import AttentionStep
+from mixlab.infer.decoding.channels import MLPStep, MoEStep
+from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
+from mixlab.infer.decoding.latent import MLAStep
+from mixlab.infer.decoding.product import Product
+from mixlab.infer.decoding.rows import RopeTables, Rows
+from mixlab.infer.decoding.steps import ChannelStep, RowByRow, RowCache, SequenceStep, WholeModule
+from mixlab.nn.block import Block
+from mixlab.nn.channel_mixers.mlp import MLP
+from mixlab.nn.channel_mixers.moe import MoE
+from mixlab.nn.language_model import LanguageModel
+from mixlab.nn.recursion.loop_pass import Loops
+from mixlab.nn.sequence_mixers.attention import Attention
+from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet
+from mixlab.nn.sequence_mixers.mla import MLA
+from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.packing import Packing
+
+SEQUENCE_STEPS: dict[type, Any] = {
+    Attention: AttentionStep, GatedDeltaNet: GatedDeltaNetStep, MLA: MLAStep,
+}  # fmt: skip
+CHANNEL_STEPS: dict[type, Any] = {MLP: MLPStep, MoE: MoEStep}
+"""The mixers that have a form for single tokens; all others run as they are."""
+FIRST_TOKENS = 256
+"""Slots of a fresh cache; doubled whenever a row needs more."""
+
+
+class RowModel(Protocol):
+    """What an engine needs of a model."""
+
+    context: int
+
+    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
+        """Start a row with a prompt; the logits (V,) of what follows it, float32 or wider."""
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """One more token for each of the first B rows; the logits (B, V) of what follows."""
+
+    def move(self, source: int, target: int) -> None:
+        """Let a row take the place of another one, which is forgotten."""
+
+    def state_bytes(self, n_rows: int) -> int:
+        """What the first rows occupy, without room that is kept for later tokens."""
+
+
+class Prefill:
+    """Prompts through the model's own forward pass, which is the one that was trained."""
+
+    def __init__(
+        self, model: LanguageModel, loops: Loops | None, precision: torch.dtype | None,
+        *, prefix_lm: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.loops, self.prefix_lm = model, loops, prefix_lm
+        self._precision = precision
+
+    def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """(1, T) tokens to the last one's logits (V,) and the state after them."""
+        model, packing = self.model, None
+        if self.prefix_lm and tokens.shape[1] > 1:
+            packing = Packing.whole_prefix(tokens)
+        was_training = model.training
+        model.eval()
+        try:
+            with _casting(tokens.device, self._precision):
+                out = model(tokens, state, packing, last_only=True, loops=self.loops)
+        finally:
+            model.train(was_training)
+        return at_least_float32(out.logits[0, -1]), out.state
+
+
+def _casting(device: torch.device, dtype: torch.dtype | None) -> Any:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+# --- the fast form --------------------------------------------------------------------------------
+
+
+class FusedBlock:
+    """Both halves of a block for single tokens."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        self.sequence: SequenceStep = _step(
+            SEQUENCE_STEPS, RowByRow, block.sequence_mixer, block.sequence_norm, dtype
+        )
+        self.channel: ChannelStep = _step(
+            CHANNEL_STEPS, WholeModule, block.channel_mixer, block.channel_norm, dtype
+        )
+
+    def __call__(self, x: Tensor, cache: RowCache, rows: Rows) -> Tensor:
+        return self.channel(self.sequence(x, cache, rows))
+
+
+def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, dtype: torch.dtype) -> Any:
+    """By the exact class, since one that is derived from it may compute something else."""
+    kind = table.get(type(mixer), default)
+    if kind is not default and not kind.fits(mixer):
+        kind = default
+    return kind(mixer, norm, dtype)
+
+
+class FusedRows:
+    """Rows of a model whose layers, looped or not, are the same for every token."""
+
+    def __init__(self, prefill: Prefill, *, precision: torch.dtype | None = None) -> None:
+        model = self._model = prefill.model
+        self._prefill = prefill
+        self.context = model.cfg.max_seq_len
+        weight = model.embed_tokens.weight
+        dtype = precision or weight.dtype
+        self._blocks = [FusedBlock(block, dtype) for block in model.blocks]
+        self._head = Product(model.head_weight.detach().to(dtype))
+        self._device = weight.device
+        self._plan = plan(model, prefill.loops)
+        self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
+        parts = [part for b in self._blocks for part in (b.sequence, b.channel)]
+        self.is_static = all(part.is_static for part in parts)
+        self._tables = RopeTables()
+        self.lengths: list[int] = []
+        self.n_slots = 0
+
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        """Room for rows of so many tokens, at least doubling what there is."""
+        if n_rows > len(self.lengths):
+            n_rows = min(max(n_rows, 2 * len(self.lengths)), 2 * n_rows)
+            self.lengths += [0] * (n_rows - len(self.lengths))
+        if n_tokens > self.n_slots:
+            self.n_slots = min(max(n_tokens, 2 * self.n_slots, FIRST_TOKENS), self.context)
+        for cache in self._caches:
+            cache.reserve(len(self.lengths), self.n_slots)
+
+    @torch.inference_mode()
+    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
+        model = self._model
+        self.reserve(row + 1, len(tokens) + 1)
+        given = torch.tensor([list(tokens)], device=self._device)
+        logits, state = self._prefill(given, model.initial_state(1))
+        for cache, part in zip(self._caches, self._plan.states(state), strict=True):
+            cache.put(row, part)
+        self.lengths[row] = len(tokens)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        n = len(tokens)
+        lengths = self.lengths[:n]
+        most = max(lengths)
+        self.reserve(n, most + 1)
+        device = self._device
+        position = most if min(lengths) == most else None
+        rows = Rows(torch.tensor(lengths, device=device), most + 1, position, self._tables)
+        logits = self.forward(torch.tensor(tokens, device=device), rows)
+        self.lengths[:n] = [length + 1 for length in lengths]
+        return logits
+
+    def forward(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """(B,) tokens to (B, V) logits; only tensor operations, so that a graph can hold them."""
+        model = self._model
+        x = F.embedding(tokens, model.embed_tokens.weight)
+        if model.cfg.scale_embeddings:
+            x = x * model.cfg.d_model**0.5
+        caches = iter(self._caches)
+
+        def run(where: slice, x: Tensor) -> Tensor:
+            for block in self._blocks[where]:
+                x = block(x, next(caches), rows)
+            return x
+
+        h = model.norm(self._plan.run(x, run))
+        return at_least_float32(self._head(h))
+
+    def move(self, source: int, target: int) -> None:
+        with torch.inference_mode():
+            for cache in self._caches:
+                cache.move(source, target)
+        self.lengths[target] = self.lengths[source]
+
+    def state_bytes(self, n_rows: int) -> int:
+        return sum(c.row_bytes(n) for c in self._caches for n in self.lengths[:n_rows])
+
+
+class Plan:
+    """In which order a model applies its blocks, and where a prefill left the state of each."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.blocks = list(range(len(model.blocks)))
+        """The block of every application, in order."""
+
+    def states(self, state: Any) -> list[Any]:
+        """The state of every application, from what a forward pass returned."""
+        return state
+
+    def run(self, x: Tensor, run: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """The stream through all applications; `run` takes it through some blocks once."""
+        return run(slice(None), x)
+
+
+class LoopedPlan(Plan):
+    """Prelude, core as often as asked, coda; every application has a state of its own."""
+
+    def __init__(self, model: LanguageModel, loops: Loops) -> None:
+        super().__init__(model)
+        assert model.recursion is not None
+        self._looped, cfg = model.recursion, model.recursion.cfg
+        steps = cfg.depth.trained_steps if loops.steps is None else loops.steps
+        self._n_loops = steps * cfg.loops_per_step
+        first, last = cfg.prelude_layers, cfg.prelude_layers + cfg.core_layers
+        self._parts = slice(0, first), slice(first, last), slice(last, cfg.n_layers)
+        prelude, core, coda = (self.blocks[part] for part in self._parts)
+        self.blocks = prelude + core * self._n_loops + coda
+
+    def states(self, state: Any) -> list[Any]:
+        loops = (state.core[i].states for i in range(1, self._n_loops + 1))
+        return [*state.prelude, *(s for states in loops for s in states), *state.coda[0].states]
+
+    def run(self, x: Tensor, run: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        prelude, core, coda = self._parts
+        e = run(prelude, x)
+        state = self._looped.first(e)
+        for _ in range(self._n_loops):
+            state = run(core, self._looped.enter(state, e))
+        return run(coda, state)
+
+
+def plan(model: LanguageModel, loops: Loops | None) -> Plan:
+    """The order of a model's blocks where no token may leave early."""
+    return Plan(model) if model.recursion is None else LoopedPlan(model, loops or Loops())
+
+
+# --- any model ------------------------------------------------------------------------------------
+
+
+class PlainRows:
+    """Rows of any model, each with the state that its forward pass returns."""
+
+    def __init__(self, prefill: Prefill) -> None:
+        self._prefill = prefill
+        self.context = prefill.model.cfg.max_seq_len
+        self._states: list[Any] = []
+
+    @torch.inference_mode()
+    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
+        self._states += [None] * (row + 1 - len(self._states))
+        self._states[row] = self._prefill.model.initial_state(1)
+        return self._one(row, tokens, self._prefill)
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        return torch.stack([self._one(row, [t], self._prefill) for row, t in enumerate(tokens)])
+
+    def _one(self, row: int, tokens: Sequence[int], forward: Prefill) -> Tensor:
+        device = forward.model.embed_tokens.weight.device
+        given = torch.tensor([list(tokens)], device=device)
+        logits, self._states[row] = forward(given, self._states[row])
+        return logits
+
+    def move(self, source: int, target: int) -> None:
+        self._states[target], self._states[source] = self._states[source], None
+
+    def state_bytes(self, n_rows: int) -> int:
+        return sum(_tensor_bytes(state) for state in self._states[:n_rows])
+
+
+def _tensor_bytes(node: Any) -> int:
+    if isinstance(node, Tensor):
+        return node.numel() * node.itemsize
+    if isinstance(node, dict):
+        return sum(map(_tensor_bytes, node.values()))
+    return sum(map(_tensor_bytes, node)) if isinstance(node, list | tuple) else 0
+
+
+def row_model(
+    model: LanguageModel, *, loops: Loops | None = None, precision: torch.dtype | None = None,
+    prefix_lm: bool = False,
+) -> RowModel:  # fmt: skip
+    """The fastest form in which a model can write for several sequences at once.
+
+    `loops` belongs to looped models: absent, they loop to their trained depth and tokens leave by
+    the exit rule. `precision` is that of matrix products; absent, that of the weights.
+    """
+    recursion = model.recursion
+    if recursion is not None and loops is None:
+        loops = Loops(may_exit=True)
+    exits = recursion is not None and recursion.rule(loops, model.head_weight) is not None
+    if recursion is not None and not exits:
+        loops = loops._replace(may_exit=False)
+    prefill = Prefill(model, loops, precision, prefix_lm=prefix_lm)
+    return PlainRows(prefill) if exits else FusedRows(prefill, precision=precision)

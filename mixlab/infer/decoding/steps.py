@@ -1,0 +1,173 @@
+"""The contract of decoding parts: a step for a mixer's weights, a cache for its state.
+
+A step is made once from a mixer and the norm before it; it holds the weights in the form and dtype
+in which they are multiplied. A cache belongs to one application of a mixer (a looped model applies
+one mixer several times) and holds a state for each of several sequences: its rows. Rows are the
+first B of the cache; whoever owns the cache moves a row where another one has ended.
+Shapes: B rows, D d_model.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixlab.infer.decoding.product import Product
+from mixlab.infer.decoding.rows import Rows
+from mixlab.nn.norm import RMSNorm
+from mixlab.nn.sequence_mixers.base import SequenceMixer
+from mixlab.ops.dtypes import at_least_float32
+
+
+class RowCache:
+    """States of several sequences."""
+
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        """Make room for so many rows of so many tokens, and keep what is there."""
+        raise NotImplementedError(type(self).__name__)
+
+    def put(self, row: int, state: Any) -> None:
+        """Let a row be the sequence whose state (of a batch of one) a mixer has returned."""
+        raise NotImplementedError(type(self).__name__)
+
+    def move(self, source: int, target: int) -> None:
+        """Let a row take the place of another one, which is forgotten."""
+        raise NotImplementedError(type(self).__name__)
+
+    def row_bytes(self, n_tokens: int) -> int:
+        """What a row of `n_tokens` tokens occupies, without room that is kept for later ones."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class SequenceStep:
+    """One token of every row through a sequence mixer."""
+
+    is_static = True
+    """Whether a step does the same operations whatever is in its tensors: a graph can hold it."""
+
+    def new_cache(self) -> RowCache:
+        raise NotImplementedError(type(self).__name__)
+
+    def __call__(self, x: Tensor, cache: Any, rows: Rows) -> Tensor:
+        """The stream (B, D) with what norm and mixer add to it; the cache has then seen it."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class ChannelStep:
+    """One token of every row through a channel mixer."""
+
+    is_static = True
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The stream (B, D) with what norm and mixer add to it."""
+        raise NotImplementedError(type(self).__name__)
+
+
+class Unit:
+    """A stream divided by its root mean square; the norm's weight goes into what comes behind."""
+
+    def __init__(self, dim: int, eps: float, like: Tensor) -> None:
+        self._dim, self._eps = dim, eps
+        self._offset = torch.full((), eps, device=like.device, dtype=at_least_float32(like).dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., dim) in float32 or wider, to the same."""
+        if x.is_cuda:
+            return nn.functional.rms_norm(x, (self._dim,), None, self._eps)
+        # Without the library's composite of generic operations: a CPU waits on each of them.
+        squares = torch.linalg.vecdot(x, x)
+        return x * torch.add(self._offset, squares, alpha=1 / self._dim).rsqrt_()[..., None]
+
+
+def fused(norm: RMSNorm, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weight (d_out, d_in) and bias of several maps behind one norm, whose weight they take in."""
+    weight = torch.cat([part.weight.detach() for part in parts]) * norm.weight.detach()
+    if all(part.bias is None for part in parts):
+        return weight, None
+    zeros = [part.weight.new_zeros(part.out_features) for part in parts]
+    pairs = zip((part.bias for part in parts), zeros, strict=True)
+    return weight, torch.cat([zero if bias is None else bias.detach() for bias, zero in pairs])
+
+
+class Projection:
+    """Linear maps of one normed input as a single product."""
+
+    def __init__(
+        self, norm: RMSNorm, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        """For what `fused` returns, or its rows in another order."""
+        self._norm = Unit(norm.weight.numel(), norm.eps, norm.weight)
+        self._product = Product(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, D) of the stream to (B, d_out) of the weights' dtype."""
+        return self._product(self._norm(x))
+
+
+def output(part: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None) -> Product:
+    """The linear map at the end of a mixer; `scale` (d_in,) multiplies its input."""
+    weight = part.weight.detach()
+    bias = None if part.bias is None else part.bias.detach().to(dtype)
+    return Product((weight if scale is None else weight * scale).to(dtype), bias)
+
+
+def grown(old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of a shape that is nowhere smaller, with the old numbers in its first corner."""
+    new = old.new_zeros(shape)
+    new[tuple(slice(n) for n in old.shape)] = old
+    return new
+
+
+# --- what has no faster form ----------------------------------------------------------------------
+
+
+class StatesOfRows(RowCache):
+    """The states as the mixer itself returns them, one per row."""
+
+    def __init__(self) -> None:
+        self.states: list[Any] = []
+
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        self.states += [None] * (n_rows - len(self.states))
+
+    def put(self, row: int, state: Any) -> None:
+        self.states[row] = state
+
+    def move(self, source: int, target: int) -> None:
+        self.states[target], self.states[source] = self.states[source], None
+
+    def row_bytes(self, n_tokens: int) -> int:
+        tensors = [t for t in self.states[0] or () if isinstance(t, Tensor)]
+        return sum(t.numel() * t.itemsize for t in tensors)
+
+
+class RowByRow(SequenceStep):
+    """Any sequence mixer, by its own forward pass: a call for each row."""
+
+    is_static = False
+
+    def __init__(self, mixer: SequenceMixer, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self._mixer, self._norm = mixer, norm
+
+    def new_cache(self) -> StatesOfRows:
+        return StatesOfRows()
+
+    def __call__(self, x: Tensor, cache: StatesOfRows, rows: Rows) -> Tensor:
+        normed = self._norm(x)[:, None, None]  # B of (1, 1, D)
+        added = []
+        for row in range(len(rows)):
+            y, cache.states[row] = self._mixer(normed[row], cache.states[row])
+            added.append(y[0])
+        return x + torch.cat(added)
+
+
+class WholeModule(ChannelStep):
+    """Any channel mixer, by its own forward pass."""
+
+    is_static = False
+
+    def __init__(self, mixer: nn.Module, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self._mixer, self._norm = mixer, norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + self._mixer(self._norm(x)[:, None]).y[:, 0]

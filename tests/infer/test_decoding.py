@@ -1,0 +1,236 @@
+"""Steps of several sequences at once against one call over each whole text; every recipe."""
+
+import pytest
+import torch
+from infer.decoding_models import logits_after, roughened, shrunk_models, small, with_mixer
+from tiny_mixers import CHANNEL, SEQUENCE, cases
+
+from mixlab.infer.decoding.product import Product
+from mixlab.infer.decoding.row_model import FusedRows, PlainRows, row_model
+from mixlab.infer.decoding.rows import RopeTables, Rows
+from mixlab.nn.recursion.loop_pass import Loops
+
+RECIPES = shrunk_models()
+PROMPTS = [[5, 6, 7], [1, 2, 3, 4] * 10, [9]]
+
+
+def draw(n, seed=0):
+    return torch.randint(0, 29, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def assert_follows(model, rows, texts, n_steps=5):
+    """Logits of every row are those of its own text, while texts grow."""
+    found = torch.stack([rows.read(i, text) for i, text in enumerate(texts)])
+    texts = [list(text) for text in texts]
+    for i in range(n_steps):
+        want = torch.stack([logits_after(model, text) for text in texts])
+        # The same sums in another order, in float64.
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+        tokens = draw(len(texts), seed=i)
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
+        found = rows.step(tokens)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_rows_of_different_lengths_are_as_if_alone(name):
+    model = roughened(RECIPES[name])
+    assert_follows(model, row_model(model), PROMPTS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_rows_of_one_length(name):
+    model = roughened(RECIPES[name])
+    assert_follows(model, row_model(model), [draw(4, 1), draw(4, 2)], n_steps=3)
+
+
+@pytest.mark.parametrize("case", cases(SEQUENCE), ids=" ".join)
+def test_every_variant_of_a_sequence_mixer(case):
+    kind, variant = case
+    if kind == "token_mlp":
+        pytest.skip("not causal, so it cannot write")
+    model = roughened(small({"kind": kind, **SEQUENCE[kind][variant]}))
+    assert_follows(model, row_model(model), PROMPTS, n_steps=4)
+
+
+@pytest.mark.parametrize("case", cases(CHANNEL), ids=" ".join)
+def test_every_variant_of_a_channel_mixer(case):
+    kind, variant = case
+    attention = {"kind": "attention", **SEQUENCE["attention"]["plain"]}
+    model = roughened(small(attention, {"kind": kind, **CHANNEL[kind][variant]}))
+    assert_follows(model, row_model(model), PROMPTS, n_steps=4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tie_embeddings": False}, {"scale_embeddings": True}, {"dropout": 0.5}], ids=str
+)
+def test_settings_of_the_model(settings):
+    model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}, **settings))
+    assert_follows(model, row_model(model), PROMPTS, n_steps=2)
+
+
+def looped(**recursion):
+    parts = {"prelude_layers": 1, "core_layers": 1, "coda_layers": 1}
+    mixer = {"kind": "attention", **SEQUENCE["attention"]["grouped"]}
+    return small(mixer, n_layers=3, recursion={"kind": "looped", **parts, **recursion})
+
+
+@pytest.mark.parametrize("injection", ["add", "linear", "concat"])
+@pytest.mark.parametrize("state_init", ["input", "zeros", "learned"])
+def test_loops_of_a_fixed_number(injection, state_init):
+    model = roughened(looped(injection=injection, state_init=state_init, L_cycles=2))
+    rows = row_model(model, loops=Loops(steps=2, may_exit=True))
+    assert isinstance(rows, FusedRows)
+    rows_at_trained_depth = row_model(model)
+    assert_follows(model, rows_at_trained_depth, PROMPTS, n_steps=2)
+    text = [1, 2, 3]
+    want = model(torch.tensor([text]), last_only=True, loops=Loops(steps=2)).logits[0, -1]
+    rows.read(0, text[:2])
+    torch.testing.assert_close(rows.step(text[2:])[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_early_exits_are_taken_row_by_row():
+    model = roughened(looped(halting={"kind": "kl_exit", "exit_threshold": 0.5}))
+    rows = row_model(model)
+    assert isinstance(rows, PlainRows)
+    assert_follows(model, rows, PROMPTS, n_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "change"),
+    [("attention", {"backend": "reference"}), ("mla", {"decode_backend": "expanded"})],
+)
+def test_a_form_that_was_asked_for_by_name_is_kept(cfg, change):
+    cfg = with_mixer(small({"kind": cfg, **SEQUENCE[cfg]["plain"]}), **change)
+    model = roughened(cfg)
+    rows = row_model(model)
+    assert not rows.is_static, "the mixer itself runs"
+    assert_follows(model, rows, PROMPTS, n_steps=2)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_row_takes_the_place_of_another(name):
+    model = roughened(RECIPES[name])
+    rows = row_model(model)
+    texts = [list(text) for text in PROMPTS]
+    for i, text in enumerate(texts):
+        rows.read(i, text)
+    rows.step([1, 1, 1])
+    rows.move(2, 0)  # the first text has ended
+    found = rows.step([2, 3])
+    for row, text in enumerate(([*PROMPTS[2], 1, 2], [*PROMPTS[1], 1, 3])):
+        want = logits_after(model, text)
+        torch.testing.assert_close(found[row], want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+
+
+def test_a_row_of_nan_does_not_outlive_its_text():
+    """0 * NaN is NaN, so what a mask hides must not be a NaN."""
+    model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
+    rows = row_model(model)
+    rows.read(0, [1] * 20)
+    rows.read(1, [2] * 3)
+    with torch.inference_mode():
+        for cache in rows._caches:
+            cache.kv[:, 0] = torch.nan
+    rows.read(0, [3, 4])
+    found = rows.step([5, 6])
+    torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("n_tokens", [1, 9, 40])
+def test_bytes_of_a_row_are_those_of_the_formula(name, n_tokens):
+    """The formula is the one that `mixlab show` prints, per layer and looped application."""
+    cfg = RECIPES[name]
+    model = roughened(cfg, torch.float32)
+    loops = None if model.recursion is None else Loops()
+    rows = row_model(model, loops=loops)
+    rows.read(0, draw(n_tokens))
+    layers = cfg.layers()
+    if cfg.recursion is not None:
+        first = cfg.recursion.prelude_layers
+        last = first + cfg.recursion.core_layers
+        n_loops = cfg.recursion.depth.trained_steps * cfg.recursion.loops_per_step
+        layers = layers[:first] + layers[first:last] * n_loops + layers[last:]
+    want = sum(cfg.blocks[b].sequence_mixer.state_bytes(cfg.d_model, n_tokens, 4) for b in layers)
+    assert rows.state_bytes(1) == want
+
+
+def bytes_held(rows):
+    tensors = (v for cache in rows._caches for v in vars(cache).values())
+    return sum(t.numel() * t.itemsize for t in tensors if isinstance(t, torch.Tensor))
+
+
+def test_a_state_that_does_not_grow_does_not_grow():
+    model = roughened(small({"kind": "gated_deltanet", **SEQUENCE["gated_deltanet"]["plain"]}))
+    rows = row_model(model)
+    rows.read(0, [1])
+    before = bytes_held(rows)
+    for _ in range(40):
+        rows.step([2])
+    assert bytes_held(rows) == before
+
+
+@pytest.mark.parametrize("window", [1, 3, 64])
+def test_a_window_holds_no_more_than_the_window(window):
+    mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"], "window": window}
+    model = roughened(small(mixer, max_seq_len=600))
+    rows = row_model(model)
+    rows.read(0, draw(50))
+    for token in draw(30):
+        rows.step([token])
+    assert all(cache.kv.shape[3] <= max(window, 1) for cache in rows._caches)
+    want = logits_after(model, [*draw(50), *draw(30), 7])
+    torch.testing.assert_close(rows.step([7])[0], want, rtol=1e-9, atol=1e-9)
+
+
+def test_caches_grow_by_doubling():
+    """Tokens cost no copy of everything before them, except a few times."""
+    mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"]}
+    rows = row_model(roughened(small(mixer, max_seq_len=2000)))
+    room = []
+    for n_tokens in range(1, 2001):
+        rows.reserve(1, n_tokens)
+        room.append(rows._caches[0].kv.shape[3])
+    assert sorted(set(room)) == [256, 512, 1024, 2000]
+    assert all(n_slots >= n for n, n_slots in enumerate(room, start=1))
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (300, 200), (200, 300)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("n_rows", [1, 2, 9])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_product_is_the_linear_map(shape, dtype, n_rows, with_bias):
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=g).to(dtype)
+    bias = torch.randn(shape[0], generator=g).to(dtype) if with_bias else None
+    x, stream = (
+        torch.randn(n_rows, shape[1], generator=g),
+        torch.randn(n_rows, shape[0], generator=g),
+    )
+    if dtype == torch.float64:
+        x, stream = x.double(), stream.double()
+    product = Product(weight, bias)
+    want = torch.nn.functional.linear(x.to(dtype), weight, bias)
+    # Sums of up to 300 products in another order; bfloat16 has 8 bits.
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-12, torch.bfloat16: 0.2}[dtype]
+    torch.testing.assert_close(product(x), want, rtol=tolerance, atol=tolerance)
+    total = product.add_to(stream, x)
+    assert total.dtype == stream.dtype
+    torch.testing.assert_close(
+        total, stream + want.to(stream.dtype), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_a_mask_shows_the_slots_that_are_filled():
+    rows = Rows(torch.tensor([0, 2, 9]), 10, None, RopeTables())
+    shown = (rows.mask(4)[:, 0, 0] == 0).tolist()
+    assert shown == [[True, False, False, False], [True, True, True, False], [True] * 4]
+    assert Rows(torch.tensor([3, 3]), 4, 3, RopeTables()).mask(4) is None
+    assert Rows(torch.tensor([1]), 2, 1, RopeTables()).mask(4) is not None
