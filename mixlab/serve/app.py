@@ -18,7 +18,15 @@ from mixlab.serve.gate import App, Gate
 from mixlab.serve.requests import ChatRequest, CompletionRequest, Sampled, UnsupportedError
 from mixlab.serve.service import Service
 
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One event: a piece of the answer as JSON, or [DONE] after the last.",
+            "properties": {"data": {"type": "string"}},
+        }
+    }
+}
 ENDPOINTS = frozenset(
     {"/v1/models", "/v1/completions", "/v1/chat/completions", "/health", "/metrics"}
 )

@@ -150,6 +150,8 @@ class _Server(uvicorn.Server):
 
 def _listen(host: str, port: int) -> socket.socket:
     """Bound here, so that a taken port is an error of the user and not a log line."""
+    if not 0 <= port < 1 << 16:
+        raise LabError(f"--port = {port}: expected 0 to 65535; 0 takes a free one.")
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, address = found[0]
@@ -160,7 +162,7 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise LabError(
             f"cannot listen at {host}:{port}: {reason}. Choose another --port; 0 takes a free one."
@@ -177,4 +179,3 @@ def _summary(metrics: Metrics) -> str:
     )
     tokens = next(iter(metrics.new_tokens.collect())).samples[0].value
     return f"Stopped after {count(requests)} requests and {count(tokens)} tokens written."
-

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from byte_tokens import byte_tokenizer
 from copying_model import CopyingModel
-from evals.test_text_scores import byte_tokenizer
 
 from mixlab.core.errors import LabError
 from mixlab.evals.needle import BEFORE, Needle, prompts, score_needle

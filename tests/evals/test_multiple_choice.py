@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from evals.test_text_scores import build_bytes, byte_tokenizer
+from byte_tokens import byte_tokenizer
+from evals.test_text_scores import build_bytes
 
 from mixlab.core.errors import DataError
 from mixlab.evals.likelihood import Request, Scorer

@@ -4,29 +4,17 @@ import math
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
+from byte_tokens import byte_tokenizer
 from evals.test_likelihood import V, build
-from tokenizers.pre_tokenizers import ByteLevel
 
 from mixlab.core.errors import DataError
 from mixlab.data.batch import Batch
-from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.evals.language_modelling import evaluate
 from mixlab.evals.likelihood import Scorer
 from mixlab.evals.text import score_text, split_scores, sums_by_document
 
 EOS = 0
-
-
-def byte_tokenizer():
-    """Every byte is a token; the end-of-text token is 256."""
-    vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
-    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens([tokenizers.AddedToken("<|endoftext|>", special=True)])
-    return Tokenizer(backend, "<|endoftext|>")
 
 
 def test_sums_by_document_are_the_loss_of_training_taken_apart():
