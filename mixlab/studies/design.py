@@ -112,7 +112,7 @@ def _configs(study: StudyFile, is_smoke: bool) -> dict[str, Arm]:
                 tree = apply_changes(scale.shrink(tree), study.smoke)
                 config = decode_config(tree)
         except LabError as error:
-            raise type(error)(*_named(spec.name, error)) from None
+            raise LabError(*_named(spec.name, error)) from None
         trees[spec.name] = tree
         recipe = {} if spec.recipe is None else {"recipe": spec.recipe}
         arms[spec.name] = Arm(spec.name, {**recipe, **spec.changes}, config)
