@@ -1,5 +1,6 @@
 """Where a run stands when somebody wants to go on with it."""
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,18 @@ def last_summary(run: RunDir) -> dict[str, Any]:
     except RunError:
         return {}
     return summary if isinstance(summary, dict) else {}
+
+
+def is_in_use(run: RunDir) -> bool:
+    """Whether another process is training it, by the lock that it would hold."""
+    lock = run.path / "lock"
+    if not lock.exists() or not os.access(lock, os.W_OK):  # nobody's, or a copy to read from
+        return False
+    try:
+        with run.lock():
+            return False
+    except RunError:
+        return True
 
 
 def going_on(run: RunDir, n_steps: int, checkpoint: Checkpoint) -> str:

@@ -5,6 +5,7 @@ row by `PlainRows`, since there every row goes its own way.
 Shapes: B live rows, V vocabulary.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -44,6 +45,9 @@ class RowModel(Protocol):
     """What an engine needs of a model."""
 
     context: int
+
+    def fresh(self) -> "RowModel":
+        """The same weights with rows of its own."""
 
     def read(self, row: int, tokens: Sequence[int]) -> Tensor:
         """Start a row with a prompt; the logits (V,) of what follows it, float32 or wider."""
@@ -126,12 +130,20 @@ class FusedRows:
         self._head = Product(model.head_weight.detach().to(dtype))
         self._device = weight.device
         self._plan = plan(model, prefill.loops)
-        self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
         parts = [part for b in self._blocks for part in (b.sequence, b.channel)]
         self.is_static = all(part.is_static for part in parts)
         self._tables = RopeTables()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
         self.lengths: list[int] = []
         self.n_slots = 0
+
+    def fresh(self) -> "FusedRows":
+        rows = copy.copy(self)
+        rows._forget()
+        return rows
 
     def reserve(self, n_rows: int, n_tokens: int) -> None:
         """Room for rows of so many tokens, at least doubling what there is."""
@@ -251,6 +263,9 @@ class PlainRows:
         self._prefill = prefill
         self.context = prefill.model.cfg.max_seq_len
         self._states: list[Any] = []
+
+    def fresh(self) -> "PlainRows":
+        return PlainRows(self._prefill)
 
     @torch.inference_mode()
     def read(self, row: int, tokens: Sequence[int]) -> Tensor:
