@@ -1,29 +1,18 @@
 """Stock weights of a Gated DeltaNet layer by our names."""
 
+from mixlab.export import TARGETS
+from mixlab.export.moves import to_ours
+from mixlab.export.target import Layer
+from mixlab.nn.channel_mixers.mlp import MLPConfig
+from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
+
 
 def split_stock(tensors: dict, *, n_keys: int, n_heads: int, k_dim: int) -> dict:
     """Stock weights (or gradients) by our names, from the fused or from the flat layout."""
-    n_shared = n_heads // n_keys
-    out = {
-        "conv1d.weight": tensors["conv1d.weight"], "A_log": tensors["A_log"],
-        "dt_bias": tensors["dt_bias"], "o_norm.weight": tensors["norm.weight"],
-        "o_proj.weight": tensors["out_proj.weight"],
-    }  # fmt: skip
-    if "in_proj_qkvz.weight" in tensors:
-        # Interleaved: for each key head its query, key, values and gates, one after the other.
-        wide = n_shared * k_dim
-        per_head = tensors["in_proj_qkvz.weight"].unflatten(0, (n_keys, -1))
-        parts = per_head.split([k_dim, k_dim, wide, wide], dim=1)
-        for name, part in zip("qkvg", parts, strict=True):
-            out[f"{name}_proj.weight"] = part.flatten(0, 1)
-        per_head = tensors["in_proj_ba.weight"].unflatten(0, (n_keys, -1))
-        for name, part in zip("ba", per_head.split([n_shared, n_shared], dim=1), strict=True):
-            out[f"{name}_proj.weight"] = part.flatten(0, 1)
-    else:
-        sizes = [n_keys * k_dim, n_keys * k_dim, n_heads * k_dim]
-        for name, part in zip("qkv", tensors["in_proj_qkv.weight"].split(sizes), strict=True):
-            out[f"{name}_proj.weight"] = part
-        out["g_proj.weight"] = tensors["in_proj_z.weight"]
-        out["b_proj.weight"] = tensors["in_proj_b.weight"]
-        out["a_proj.weight"] = tensors["in_proj_a.weight"]
-    return out
+    mixer = GatedDeltaNetConfig(n_heads=n_keys, n_v_heads=n_heads, head_dim=k_dim)
+    target = TARGETS["qwen3_next" if "in_proj_qkvz.weight" in tensors else "qwen3_5_text"]
+    layer = Layer(0, "linear", mixer, MLPConfig(d_ff=1))
+    moves = [m for m in target.layer_moves(None, layer) if ".linear_attn." in m.stock[0]]
+    named = {f"model.layers.0.linear_attn.{name}": t for name, t in tensors.items()}
+    prefix = "blocks.0.sequence_mixer."
+    return {name.removeprefix(prefix): t for name, t in to_ours(named, moves).items()}

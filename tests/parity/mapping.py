@@ -6,24 +6,64 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from mixlab.export import TARGETS
+from mixlab.export.moves import Move, to_ours, to_stock
 from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model
 
-# Leaves have the stock names already; only the modules around them are called differently.
-RENAMED = (
-    (r"^embed_tokens\.", "model.embed_tokens."),
-    (r"^norm\.", "model.norm."),
-    (r"^blocks\.(\d+)\.sequence_norm\.", r"model.layers.\1.input_layernorm."),
-    (r"^blocks\.(\d+)\.sequence_mixer\.", r"model.layers.\1.self_attn."),
-    (r"^blocks\.(\d+)\.channel_norm\.", r"model.layers.\1.post_attention_layernorm."),
-    (r"^blocks\.(\d+)\.channel_mixer\.", r"model.layers.\1.mlp."),
-)
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 
 
-def stock_name(name: str) -> str:
-    """The stock name of one of our parameters or buffers."""
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
+def moves_of(ours: LanguageModel, stock: torch.nn.Module) -> list[Move]:
+    """How the weights go, as exports and imports have it."""
+    return TARGETS[stock.config.model_type].moves(ours.cfg)
+
+
+def stacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors as the classes hold them, which keep all experts in two tensors."""
+    out, parts = {}, {}
+    for name, tensor in tensors.items():
+        match = EXPERT.fullmatch(name)
+        if match is None:
+            out[name] = tensor
+        else:
+            parts.setdefault(match[1], {})[int(match[2]), match[3]] = tensor
+    for where, found in parts.items():
+        n = 1 + max(e for e, _ in found)
+        up = [torch.cat([found[e, "gate"], found[e, "up"]]) for e in range(n)]
+        out[f"{where}.gate_up_proj"] = torch.stack(up)
+        out[f"{where}.down_proj"] = torch.stack([found[e, "down"] for e in range(n)])
+    return out
+
+
+def unstacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `stacked`."""
+    out = {}
+    for name, tensor in tensors.items():
+        where, _, leaf = name.rpartition(".")
+        if not where.endswith(".experts"):
+            out[name] = tensor
+            continue
+        for e, matrix in enumerate(tensor):
+            names = ["gate", "up"] if leaf == "gate_up_proj" else ["down"]
+            for which, part in zip(names, matrix.chunk(len(names)), strict=True):
+                out[f"{where}.{e}.{which}_proj.weight"] = part
+    return out
+
+
+def our_gradients(ours: LanguageModel, stock: torch.nn.Module) -> dict[str, Tensor]:
+    """The stock model's gradients by our names.
+
+    The way of the weights is linear but for a constant, which a gradient does not have.
+    """
+    moves = moves_of(ours, stock)
+    tensors = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in stock.named_parameters()
+    }
+    buffers = {n: torch.zeros_like(t) for n, t in stock.state_dict().items() if n not in tensors}
+    given = {n: t.double() for n, t in unstacked(tensors | buffers).items()}
+    moved, origin = to_ours(given, moves), to_ours({n: 0 * t for n, t in given.items()}, moves)
+    return {name: (moved[name] - origin[name]).float() for name, _ in ours.named_parameters()}
 
 
 def build_pair(tree: dict, stock_class, stock_config) -> tuple[LanguageModel, torch.nn.Module]:
@@ -36,7 +76,7 @@ def build_pair(tree: dict, stock_class, stock_config) -> tuple[LanguageModel, to
     stock_config._attn_implementation = "eager"
     stock_config._experts_implementation = "eager"
     stock = stock_class(stock_config).eval()
-    weights = {stock_name(name): tensor for name, tensor in ours.state_dict().items()}
+    weights = stacked(to_stock(ours.state_dict(), moves_of(ours, stock)))
     missing, unexpected = stock.load_state_dict(weights, strict=False)
     tied = {"lm_head.weight"} if tree.get("tie_embeddings", True) else set()
     assert set(missing) == tied and not unexpected, (missing, unexpected)
@@ -67,13 +107,10 @@ def compare_forward_and_gradients(ours: LanguageModel, stock: torch.nn.Module, l
     direction = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
     (got * direction).sum().backward()
     (want * direction).sum().backward()
-    theirs = dict(stock.named_parameters())
-    names = [name for name, _ in ours.named_parameters()]
-    assert {stock_name(name) for name in names} == set(theirs), "some parameter has no counterpart"
+    theirs = our_gradients(ours, stock)
     for name, parameter in ours.named_parameters():
-        reference = theirs[stock_name(name)].grad
-        assert reference.any(), f"{name} has no gradient to compare"
-        assert_near(parameter.grad, reference, f"gradient of {name}")
+        assert theirs[name].any(), f"{name} has no gradient to compare"
+        assert_near(parameter.grad, theirs[name], f"gradient of {name}")
 
 
 @torch.no_grad()

@@ -13,18 +13,17 @@ from transformers.utils import import_utils
 # Where flash-linear-attention is installed the stock layers take its kernels, which need a GPU.
 import_utils.is_flash_linear_attention_available = lambda: False
 
-from parity.gated_deltanet_weights import split_stock
-from parity.mapping import assert_near, tokens
+from parity.mapping import assert_near, moves_of, our_gradients, tokens, unstacked
 from transformers import DynamicCache
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
 from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextForCausalLM
 
+from mixlab.export.moves import to_ours
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 
 V, D, HEADS, KV_HEADS, HEAD_DIM, D_FF = 61, 24, 4, 2, 32, 40
-DELTA = {"n_keys": 2, "n_heads": 4, "k_dim": 8}
 KINDS = ["linear", "full", "linear"]
 MLP = {"kind": "mlp", "d_ff": D_FF}
 MOE = {
@@ -78,43 +77,12 @@ def stock_model(variant):
     return model
 
 
-def by_our_names(tensors, *, norm_offset):
-    """Stock weights (norm_offset 1) or their gradients (norm_offset 0) by our names."""
-    out, delta = {}, {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("model.")
-        if not name.startswith("layers."):
-            out[name] = tensor + norm_offset if name == "norm.weight" else tensor
-            continue
-        _, i, part, leaf = name.split(".", 3)
-        here = f"blocks.{i}"
-        if part == "linear_attn":
-            delta.setdefault(here, {})[leaf] = tensor
-        elif part.endswith("layernorm"):
-            which = "sequence" if part == "input_layernorm" else "channel"
-            out[f"{here}.{which}_norm.{leaf}"] = tensor + norm_offset
-        elif part == "mlp":
-            leaf = leaf.replace("shared_expert.", "shared_experts.")
-            out[f"{here}.channel_mixer.{leaf}"] = tensor
-        elif leaf == "q_proj.weight":  # per head: the query's rows, then the gate's
-            q, gate = tensor.unflatten(0, (HEADS, 2, HEAD_DIM)).unbind(1)
-            out[f"{here}.sequence_mixer.q_proj.weight"] = q.flatten(0, 1)
-            out[f"{here}.sequence_mixer.g_proj.weight"] = gate.flatten(0, 1)
-        else:
-            offset = norm_offset if "norm" in leaf else 0
-            out[f"{here}.sequence_mixer.{leaf}"] = tensor + offset
-    for here, layer in delta.items():
-        for leaf, tensor in split_stock(layer, **DELTA).items():
-            out[f"{here}.sequence_mixer.{leaf}"] = tensor
-    return out
-
-
 @pytest.fixture(params=["qwen3_next", "qwen3_next with experts", "qwen3_5"])
 def pair(request):
     stock = stock_model(request.param)
     channel = MOE if request.param == "qwen3_next with experts" else MLP
     ours = build_model(our_config(channel), seed=0).eval()
-    ours.load_state_dict(by_our_names(stock.state_dict(), norm_offset=1))  # strict
+    ours.load_state_dict(to_ours(unstacked(stock.state_dict()), moves_of(ours, stock)))  # strict
     return ours, stock
 
 
@@ -127,12 +95,7 @@ def test_forward_and_every_gradient(pair, length):
     direction = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
     (got * direction).sum().backward()
     (want * direction).sum().backward()
-    gradients = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad
-        for name, p in stock.named_parameters()
-    }
-    reference = by_our_names(gradients, norm_offset=0)
-    assert set(reference) == {name for name, _ in ours.named_parameters()}
+    reference = our_gradients(ours, stock)
     for name, parameter in ours.named_parameters():
         if parameter.grad is None:
             assert not reference[name].any()
