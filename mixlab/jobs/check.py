@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mixlab.checks import (
@@ -95,13 +96,13 @@ def check(
         run = RunDir.open(recipe_or_run)
         config = load_config(str(run.config_path))
         if isinstance(config, RefineRunConfig):
-            return _check_refiner(config)
+            return _refine_checks().check_refine_run(run.path, screen)
         context, size = _of_run(run, screen, notes)
         name = recipe_or_run
     else:
         config = load_config(recipe_or_run, overrides)
         if isinstance(config, RefineRunConfig):
-            return _check_refiner(config)
+            return _refine_checks().check_refine_recipe(config, screen, with_data=with_data)
         data = prepare_data(config, screen) if with_data else None
         context, size = _of_config(config, data)
         name = config.name
@@ -113,10 +114,10 @@ def check(
     return CheckReport(name, size, results, time.perf_counter() - start, notes)
 
 
-def _check_refiner(config: RefineRunConfig) -> CheckReport:
-    from mixlab.jobs.refine.checks import check_refiner  # it builds on this module
+def _refine_checks() -> ModuleType:
+    from mixlab.jobs.refine import checks  # it builds on this module
 
-    return check_refiner(config)
+    return checks
 
 
 def check_before_training(run: RunDir, session: Session, screen: Screen) -> None:

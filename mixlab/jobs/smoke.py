@@ -12,6 +12,7 @@ from mixlab.core.run_dir import is_run
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, load_config
 from mixlab.nn.language_model import LanguageModelConfig
 from mixlab.nn.pattern import Pattern
+from mixlab.nn.recursion.refiner import RefinerConfig
 
 D_MODEL = 64
 VOCAB_SIZE, SEQ_LEN, MAX_SEQ_LEN = 512, 64, 256
@@ -163,17 +164,23 @@ def _shrink_training(tree: Tree, config: AnyRunConfig) -> None:
     tree["sample"]["max_new_tokens"] = min(tree["sample"]["max_new_tokens"], NEW_TOKENS)
 
 
+def shrink_refiner(model: RefinerConfig) -> RefinerConfig:
+    """The network alone, narrower; its grid, cycles and switches stay."""
+    tree, block = to_tree(model), model.block
+    tree["d_model"] = min(model.d_model, D_MODEL)
+    tree["block"] = {
+        "sequence_mixer": to_tree(block.sequence_mixer.shrunk(1.0)),
+        "channel_mixer": to_tree(block.channel_mixer.shrunk()),
+    }
+    return decode(RefinerConfig, tree)
+
+
 def _shrink_refine(config: RefineRunConfig) -> RefineRunConfig:
     """A refine run with few puzzles, a narrow network and two segments; the task stays."""
     tree = to_tree(config)
     for key, most in (("n_train", 64), ("n_validation", 8), ("n_test", 8)):
         tree["data"][key] = min(tree["data"][key], most)
-    model, block = config.model, config.model.block
-    tree["model"]["d_model"] = min(model.d_model, D_MODEL)
-    tree["model"]["block"] = {
-        "sequence_mixer": to_tree(block.sequence_mixer.shrunk(1.0)),
-        "channel_mixer": to_tree(block.channel_mixer.shrunk()),
-    }
+    tree["model"] = to_tree(shrink_refiner(config.model))
     halting = tree["model"]["halting"]
     halting["halt_max_steps"] = min(halting["halt_max_steps"], 2)
     halting["halt_min_steps"] = min(halting["halt_min_steps"], 2)

@@ -78,6 +78,7 @@ class Refinement:
         self._stream, self._batch_size, self._seed = stream, batch_size, seed
         self._loss_type, self._compute_dtype = loss_type, compute_dtype
         self.carry: Carry | None = None  # None: every row waits for its first example
+        self._ahead: tuple[int, tuple] | None = None  # a position with its examples
 
     # --- the contract ---------------------------------------------------------------------------
 
@@ -88,6 +89,7 @@ class Refinement:
         result = self._segment_loss(carry)
         self._backward(result.loss.mean(), result.segment.aux_loss)
         self.carry, wants = self._next(carry, result)
+        self._look_ahead(position)
         figures = _figures(result, self.carry, wants)
         return self._metrics(result.lm_loss.mean(), result.segment.aux_loss, figures)
 
@@ -123,17 +125,18 @@ class Refinement:
         model, n = self.model, self._batch_size
         device = model.embed_tokens.device
         inputs, labels, given = (
-            torch.from_numpy(array).to(device) for array in self._stream.batch(position, n)
+            torch.from_numpy(array).to(device) for array in self._examples(position)
         )
         generator = torch.Generator().manual_seed((self._seed << 31) ^ position)
         least = least_steps(model.cfg.halting, n, generator).to(device)
         inputs = inputs.long()
         with torch.no_grad():
-            state = model.initial_state(model.embed(inputs))
+            state = model.initial_state(inputs)
+        dtype = self._compute_dtype or state.z_H.dtype  # the dtype that segments give them
         zeros = torch.zeros(n, dtype=torch.int64, device=device)
         return Carry(
-            state.z_H.contiguous(),
-            state.z_L.contiguous(),
+            state.z_H.to(dtype).contiguous(),
+            state.z_L.to(dtype).contiguous(),
             zeros,
             zeros.bool(),
             least,
@@ -141,6 +144,18 @@ class Refinement:
             labels.long(),
             given,
         )
+
+    def _examples(self, position: int) -> tuple:
+        """The batch at `position`, which may have been made while the device was busy."""
+        if self._ahead is not None and self._ahead[0] == position:
+            return self._ahead[1]
+        return self._stream.batch(position, self._batch_size)
+
+    def _look_ahead(self, position: int) -> None:
+        """Make the next batch now, where the device still works on this one."""
+        if self.model.embed_tokens.device.type != "cpu":
+            after = position + self._batch_size
+            self._ahead = (after, self._stream.batch(after, self._batch_size))
 
     def _segment_loss(self, carry: Carry) -> SegmentLoss:
         """Run one segment from the carry; nothing is added up yet."""
@@ -163,7 +178,7 @@ class Refinement:
         state = RefinerState(carry.z_H, carry.z_L)
         if self.model.cfg.state_init not in ("learned", "input"):
             return state
-        first = self.model.initial_state(self.model.embed(carry.inputs))
+        first = self.model.initial_state(carry.inputs)
         is_new = (carry.steps == 0)[:, None, None]
         return RefinerState(*(torch.where(is_new, a, b) for a, b in zip(first, state, strict=True)))
 
@@ -214,6 +229,7 @@ class Refinement:
             penalty = halting.ponder_weight * ponder_divergence(weights, halting.ponder_prior)
         aux_loss = None if aux_losses[0] is None else torch.stack(aux_losses).mean()
         self._backward((answer_loss + penalty).mean(), aux_loss)
+        self._look_ahead(position)
         steps = torch.arange(1, halting.halt_max_steps + 1, device=logits.device)
         last = results[-1]
         figures = {

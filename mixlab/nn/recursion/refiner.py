@@ -74,6 +74,9 @@ class RefinerConfig(Config):
     the mean over the puzzle."""
     scale_embeddings: bool = True
     """Embeddings start at 1/sqrt(D) and are multiplied by sqrt(D); false: they start at 1."""
+    init_scale: PositiveFloat = 1.0
+    """Factor on the first weights of the mixers' projections. Below 1 a block begins nearer to the
+    identity, and the recursion of an untrained network is less chaotic."""
     norm_eps: PositiveFloat = 1e-5
     """Epsilon of the norms, which have no weights."""
     halting: HALTING.annotation() = Field(default=BceConfig())  # type: ignore[valid-type]
@@ -201,6 +204,7 @@ class Refiner(nn.Module):
             nn.init.zeros_(self.q_head.weight)
             nn.init.constant_(self.q_head.bias, cfg.halting.q_head_bias_init)
         self._make_first_states()
+        self._scale_projections()
 
     def _make_first_states(self) -> None:
         """One vector per state, broadcast over positions; see `state_init`."""
@@ -213,6 +217,13 @@ class Refiner(nn.Module):
             else:
                 self.register_buffer(name, vector)
 
+    @torch.no_grad()
+    def _scale_projections(self) -> None:
+        for net in (self.L_net, self.H_net):
+            for name, parameter in net.named_parameters() if net is not None else ():
+                if "_proj" in name:
+                    parameter.mul_(self.cfg.init_scale)
+
     def embed(self, inputs: Tensor) -> Tensor:
         """(B, L) tokens of the question to x (B, R + L, D), every part of unit size."""
         cfg = self.cfg
@@ -223,11 +234,13 @@ class Refiner(nn.Module):
             x = torch.cat([self.registers.expand(len(x), -1, -1), x], dim=1)
         return x * cfg.d_model**0.5 if cfg.scale_embeddings else x
 
-    def initial_state(self, x: Tensor) -> RefinerState:
-        """The states of examples that have not begun, for their embedded questions."""
+    def initial_state(self, inputs: Tensor) -> RefinerState:
+        """The states of examples that have not begun, from their questions (B, L)."""
         if self.cfg.state_init == "input":
+            x = self.embed(inputs)
             return RefinerState(x, x)
-        return RefinerState(self.first_H.expand_as(x), self.first_L.expand_as(x))
+        shape = (len(inputs), self.cfg.num_registers + self.cfg.length, self.cfg.d_model)
+        return RefinerState(self.first_H.expand(shape), self.first_L.expand(shape))
 
     def cycle(self, state: RefinerState, x: Tensor) -> tuple[RefinerState, Tensor | None]:
         """`L_cycles` updates of z_L, then one of z_H."""
@@ -266,8 +279,8 @@ class Refiner(nn.Module):
         """(B, n_logits) of the halting head."""
         if self.q_head is None:
             return None
-        z_H = at_least_float32(state.z_H)
-        read = z_H[:, 0] if self.cfg.num_registers else z_H.mean(dim=1)
+        read = state.z_H[:, :1] if self.cfg.num_registers else state.z_H
+        read = at_least_float32(read).mean(dim=1)
         with torch.autocast(read.device.type, enabled=False):
             return self.q_head(read)
 

@@ -51,7 +51,7 @@ def build_whole_row(cfg: SequenceMixerConfig, d_model: int, length: int) -> Sequ
     if isinstance(cfg, TokenMLPConfig):
         return TokenMLP(cfg, length)
     if isinstance(cfg, AttentionConfig):
-        return Attention(cfg, d_model, causal=False)
+        return Attention(cfg, d_model, causal=False, length=length)
     return BothWays(cfg.build(d_model))
 
 

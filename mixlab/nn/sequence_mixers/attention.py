@@ -25,7 +25,7 @@ from mixlab.nn.sequence_mixers.base import (
 from mixlab.ops.attention import Backend, attention
 from mixlab.ops.dtypes import at_least_float32, autocast_once
 from mixlab.ops.packing import Packing
-from mixlab.ops.rope import apply_rope, rope_table
+from mixlab.ops.rope import RopeTable, apply_rope, rope_table
 
 
 class AttentionConfig(SequenceMixerConfig):
@@ -145,9 +145,18 @@ class Attention(SequenceMixer):
     With `causal=False`, over the whole row, later tokens included: for models that answer at once.
     """
 
-    def __init__(self, cfg: AttentionConfig, d_model: int, *, causal: bool = True) -> None:
+    def __init__(
+        self, cfg: AttentionConfig, d_model: int, *, causal: bool = True, length: int | None = None
+    ) -> None:
+        """`length` is that of every row, where all rows have one: their angles are then kept, and
+        compiled code does not work them out anew for every element."""
         super().__init__()
         self.cfg, self.causal = cfg, causal
+        self.has_angles = length is not None and cfg.rope_dim > 0
+        if self.has_angles:
+            table = rope_table(torch.arange(length), cfg.rope_dim, cfg.rope_theta, torch.float64)
+            self.register_buffer("cos", table.cos, persistent=False)
+            self.register_buffer("sin", table.sin, persistent=False)
         q_width, kv_width = cfg.n_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
         self.q_proj = Linear(d_model, q_width, bias=cfg.bias)
         self.k_proj = Linear(d_model, kv_width, bias=cfg.bias)
@@ -183,11 +192,7 @@ class Attention(SequenceMixer):
 
         n_seen = 0 if state is None else state.n_seen
         if cfg.rope_dim:
-            # Scores depend on distances only, so a packed row needs no restart of positions.
-            positions = torch.arange(n_seen, n_seen + x.shape[1], device=x.device)
-            table = rope_table(
-                positions, cfg.rope_dim, cfg.rope_theta, at_least_float32(x[:0]).dtype
-            )
+            table = self._angles(n_seen, x)
             q, k = apply_rope(q, table), apply_rope(k, table)
         if state is not None:
             k, v = torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1)  # (B, S, G, K)
@@ -202,3 +207,12 @@ class Attention(SequenceMixer):
             keep = slice(None) if cfg.window is None else slice(-cfg.window, None)
             state = AttentionState(k[:, keep], v[:, keep], n_seen + x.shape[1])
         return MixerOutput(self.o_proj(o), state)
+
+    def _angles(self, n_seen: int, x: Tensor) -> RopeTable:
+        """Of the positions of x (B, T, D), of which n_seen came before."""
+        dtype = at_least_float32(x[:0]).dtype
+        if self.has_angles:
+            return RopeTable(self.cos.to(dtype), self.sin.to(dtype))
+        # Scores depend on distances only, so a packed row needs no restart of positions.
+        positions = torch.arange(n_seen, n_seen + x.shape[1], device=x.device)
+        return rope_table(positions, self.cfg.rope_dim, self.cfg.rope_theta, dtype)

@@ -9,6 +9,7 @@ Shapes: B batch, T positions, D d_model.
 
 from typing import Literal, NoReturn
 
+import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from mixlab.core.errors import Rule
 from mixlab.nn.linear import Linear
 from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
+from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.packing import Packing
 
 
@@ -53,6 +55,13 @@ class TokenMLP(SequenceMixer):
 
     def forward(self, x: Tensor, state: None = None, packing: Packing | None = None) -> MixerOutput:
         assert state is None and packing is None, "a row is whole and by itself"
-        x = x.transpose(1, 2)  # (B, D, T)
-        y = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return MixerOutput(y.transpose(1, 2), None)
+        x = autocast_once(x)
+        # Products with the positions in the middle, so that nothing is transposed in memory.
+        gate_up = torch.cat([self.gate_proj.weight, self.up_proj.weight])
+        gate, up = torch.bmm(_each(gate_up, len(x)), x).chunk(2, dim=1)  # (B, d_ff, D)
+        return MixerOutput(torch.bmm(_each(self.down_proj.weight, len(x)), F.silu(gate) * up), None)
+
+
+def _each(weight: Tensor, n: int) -> Tensor:
+    """The same matrix n times, without copies."""
+    return autocast_once(weight).expand(n, -1, -1)
