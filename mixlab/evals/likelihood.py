@@ -37,7 +37,8 @@ class Scorer:
     """Scores requests with one model.
 
     `eos_id` stands before text that begins a document, as in training: the first token is
-    predicted from it, later tokens do not see it.
+    predicted from it, later tokens do not see it. With `prefix_lm`, tokens of the context see each
+    other both ways, as such a model reads its prompts.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Scorer:
         eos_id: int,
         *,
         compute_dtype: torch.dtype | None = None,
+        prefix_lm: bool = False,
         batch_tokens: int = 8192,
     ) -> None:
-        self.model, self.eos_id = model, eos_id
+        self.model, self.eos_id, self._prefix_lm = model, eos_id, prefix_lm
         self.compute_dtype, self.batch_tokens = compute_dtype, batch_tokens
 
     @property
@@ -102,8 +104,7 @@ class Scorer:
             order = order[n:]
 
     def _score(self, rows: Sequence[Request]) -> Iterable[tuple[float, bool]]:
-        tokens, targets, segments = self._tensors(rows)
-        packing = None if segments is None else Packing(segments)
+        tokens, targets, packing = self._tensors(rows)
         h = final_states(self.model, tokens, packing, self.compute_dtype)
         wanted = targets != IGNORE  # (B, T)
         scores = score_tokens(h[wanted], self.model.head_weight, targets[wanted])
@@ -114,8 +115,8 @@ class Scorer:
         misses.index_add_(0, row, (~scores.is_correct).long())
         return zip(nats.tolist(), (misses == 0).tolist(), strict=True)
 
-    def _tensors(self, rows: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Tokens and targets (B, T), and segments where a row begins a document."""
+    def _tensors(self, rows: Sequence[Request]) -> tuple[Tensor, Tensor, Packing | None]:
+        """Tokens and targets (B, T), and a packing where one is needed."""
         sequences = [[*(r.context or (self.eos_id,)), *r.continuation] for r in rows]
         T = max(map(len, sequences)) - 1
         tokens = torch.full((len(rows), T), self.eos_id)
@@ -124,16 +125,16 @@ class Scorer:
             end, n = len(sequence) - 1, len(row.continuation)
             tokens[i, :end] = torch.tensor(sequence[:-1])
             targets[i, end - n : end] = torch.tensor(list(row.continuation))
-        segments = None
-        if any(not r.context for r in rows):
+        device, packing = self.model.embed_tokens.weight.device, None
+        if self._prefix_lm or any(not r.context for r in rows):
             begins = torch.tensor([[not r.context] for r in rows])
             segments = (begins & (torch.arange(T) > 0)).to(torch.int32)
-        device = self.model.embed_tokens.weight.device
-        return (
-            tokens.to(device),
-            targets.to(device),
-            None if segments is None else segments.to(device),
-        )
+            prefix = None
+            if self._prefix_lm:
+                lengths = torch.tensor([[len(r.context)] for r in rows])
+                prefix = (torch.arange(T) < lengths).to(device)
+            packing = Packing(segments.to(device), prefix)
+        return tokens.to(device), targets.to(device), packing
 
 
 def final_states(

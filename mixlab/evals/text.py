@@ -30,7 +30,7 @@ class DocumentSums(NamedTuple):
 def sums_by_document(
     model: LanguageModel,
     batches: Iterable[Batch],
-    starts: np.ndarray,  # (n_documents + 1,) where each document begins in the stream
+    starts: np.ndarray | None,  # (n_documents + 1,) where each document begins in the stream
     token_bytes: np.ndarray,  # (vocab,)
     *,
     compute_dtype: torch.dtype | None = None,
@@ -39,30 +39,36 @@ def sums_by_document(
     """Score the windows of a split, which `batches` holds in the order of the stream.
 
     The same figures as `language_modelling.evaluate`, kept apart by document; `advance` counts
-    tokens.
+    tokens. Without `starts` the windows hold whole documents, told apart by their segments.
     """
-    nats, hits, targets_seen = [], [], []
+    nats, hits, targets_seen, documents = [], [], [], []
+    n_before = 0
     device = model.embed_tokens.weight.device
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
             batch = batch.to(device)
-            packing = Packing(batch.segments)
+            packing = Packing(batch.segments, batch.prefix)
             h = final_states(model, batch.tokens, packing, compute_dtype)
             targets = batch.targets.flatten()
             scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
             nats.append(scores.nats.double().cpu().numpy())
             hits.append(scores.is_correct.cpu().numpy())
             targets_seen.append(targets.cpu().numpy())
+            numbers = _numbered(batch.segments.cpu().numpy()) + n_before
+            documents.append(numbers.ravel())
+            n_before = int(numbers.max()) + 1
             advance(len(targets))
     finally:
         model.train(was_training)
     flat = np.concatenate(targets_seen)
     is_target = flat != IGNORE
-    # Target i of the stream is its token i + 1.
-    document = np.searchsorted(starts, np.arange(1, len(flat) + 1), side="right") - 1
-    n_documents = int(document[-1]) + 1
+    if starts is None:
+        document = np.concatenate(documents)
+    else:  # target i of the stream is its token i + 1
+        document = np.searchsorted(starts, np.arange(1, len(flat) + 1), side="right") - 1
+    n_documents = int(document.max()) + 1
 
     def summed(weights: np.ndarray) -> np.ndarray:
         return np.bincount(document, weights.astype(np.float64), n_documents)
@@ -73,6 +79,12 @@ def sums_by_document(
         n_bytes=summed(np.where(is_target, token_bytes[np.maximum(flat, 0)], 0)),
         n_tokens=summed(is_target),
     )
+
+
+def _numbered(segments: np.ndarray) -> np.ndarray:
+    """(B, T) segments, which begin anew in each row, numbered on from row to row."""
+    counts = segments.max(axis=1) + 1
+    return segments + (np.cumsum(counts) - counts)[:, None]
 
 
 def split_scores(split: str, sums: DocumentSums, vocab_size: int) -> list[Score]:

@@ -9,6 +9,7 @@ from mixlab.core.config import decode
 from mixlab.core.errors import LabError
 from mixlab.evals.likelihood import Request, Scorer, rolling
 from mixlab.nn.language_model import LanguageModelConfig, build_model
+from mixlab.ops.packing import Packing
 
 V, EOS = 31, 0
 
@@ -129,3 +130,21 @@ def test_transformers_finds_the_same_text_as_likely():
             mean = stock(ids, labels=labels).loss
         # Both in float32, with sums in another order.
         assert found.nats == pytest.approx(float(mean) * len(request.continuation), rel=1e-4)
+
+
+def test_a_prefix_lm_reads_its_contexts_both_ways():
+    torch.manual_seed(0)
+    model, asked = build(), [r for r in requests(6) if len(r.context) > 1]
+    found = Scorer(model, EOS, prefix_lm=True, batch_tokens=40).score(asked)
+    for request, likelihood in zip(asked, found, strict=True):
+        # As such a model decodes: the prompt at once, then token by token with the state kept.
+        state, tokens = model.initial_state(1), torch.tensor([list(request.context)])
+        nats, packing = 0.0, Packing.whole_prefix(tokens)
+        for token in request.continuation:
+            with torch.no_grad():
+                out = model(tokens, state, packing)
+            nats -= float(out.logits[0, -1].log_softmax(-1)[token])
+            state, tokens, packing = out.state, torch.tensor([[token]]), None
+        assert likelihood.nats == pytest.approx(nats, rel=1e-9)
+    plain = Scorer(model, EOS).score(asked)
+    assert [p.nats for p in plain] != pytest.approx([f.nats for f in found], rel=1e-6)

@@ -46,6 +46,22 @@ def test_sums_by_document_are_the_loss_of_training_taken_apart():
     assert sums.n_tokens.tolist() == owned[: len(sums.n_tokens)]
 
 
+def test_examples_that_lie_whole_in_their_windows_are_told_apart_by_segments():
+    torch.manual_seed(0)
+    model, g = build(), torch.Generator().manual_seed(0)
+    tokens, targets = torch.randint(1, V, (2, 3, 8), generator=g)
+    segments = torch.tensor([[0] * 8, [0, 0, 0, 1, 1, 1, 2, 2], [0] * 4 + [1] * 4])
+    targets[:, :2] = -100
+    targets[1, 3] = -100
+    batches = [Batch(tokens[:1], targets[:1], segments[:1]), Batch(tokens[1:], targets[1:],
+               segments[1:])]  # fmt: skip
+    token_bytes = np.ones(V, dtype=np.float32)
+    sums = sums_by_document(model, batches, None, token_bytes)
+    assert sums.n_tokens.tolist() == sums.n_bytes.tolist() == [6, 1, 2, 2, 2, 4]
+    whole = evaluate(model, batches, token_bytes)
+    assert sums.nats.sum() / 17 == pytest.approx(whole.loss_nats, rel=1e-12)
+
+
 def test_bits_per_byte_of_a_text_are_those_of_one_pass():
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()

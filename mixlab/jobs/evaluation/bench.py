@@ -34,7 +34,9 @@ class Bench:
         wants_bf16 = config.train.precision == "bf16" and is_cuda
         self.compute_dtype = torch.bfloat16 if wants_bf16 else None
         eos_id = trained.tokenizer.eos_id
-        self.scorer = Scorer(trained.model, eos_id, compute_dtype=self.compute_dtype)
+        self.scorer = Scorer(
+            trained.model, eos_id, compute_dtype=self.compute_dtype, prefix_lm=trained.prefix_lm
+        )
 
     @cached_property
     def data(self) -> PreparedData:

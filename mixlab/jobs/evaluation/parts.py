@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from mixlab.core.errors import ConfigError, DataError
 from mixlab.core.units import percent
 from mixlab.data.loader import Loader
+from mixlab.data.shards import TokenShards
 from mixlab.evals.multiple_choice import read_questions, score_questions
 from mixlab.evals.text import score_text, split_scores, sums_by_document
 from mixlab.jobs.evaluation.bench import Bench, Measured, Part, file_hash, slug
@@ -29,8 +30,10 @@ class LossPart(Part):
             loader = Loader(shards, seq_len, bench.config.seed)
             n = min(loader.n_windows, -(-self.n_tokens // seq_len))
             with bench.screen.task(f"Loss on {split}", n * seq_len) as advance:
+                # Examples of question and answer lie in their windows whole.
+                starts = shards.starts if isinstance(shards, TokenShards) else None
                 sums = sums_by_document(
-                    bench.trained.model, loader.window_batches(n, batch_size), shards.starts,
+                    bench.trained.model, loader.window_batches(n, batch_size), starts,
                     shards.token_bytes, compute_dtype=bench.compute_dtype, advance=advance,
                 )  # fmt: skip
             scores += split_scores(split, sums, bench.trained.tokenizer.vocab_size)
