@@ -10,6 +10,8 @@ class What(StrEnum):
     """The tables that can be listed."""
 
     recipes = "recipes"
+    studies = "studies"
+    claims = "claims"
     corpora = "corpora"
     tokenizers = "tokenizers"
     mixers = "mixers"
@@ -19,11 +21,12 @@ class What(StrEnum):
 
 
 def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
-    """List recipes, corpora, tokenizers, mixers, optimizers, schedules or mirrors.
+    """List recipes, studies, claims, corpora, tokenizers, mixers, optimizers and more.
 
     \b
     Examples:
       mixlab list recipes
+      mixlab list studies
       mixlab list mixers
     """
     from mixlab.cli.screen import print_table
@@ -32,6 +35,16 @@ def list_(what: Annotated[What, typer.Argument(help="What to list.")]) -> None:
         from mixlab.core.recipes import list_recipes
 
         print_table(("recipe", "what it is"), list_recipes())
+        return
+    if what is What.studies:
+        from mixlab.studies.catalogue import list_studies
+
+        print_table(("study", "arms", "seeds", "what it asks"), list_studies())
+        return
+    if what is What.claims:
+        from mixlab.studies.catalogue import list_claims
+
+        print_table(("claim", "study", "what it says"), list_claims())
         return
     from mixlab.jobs.catalogue import entries
 
