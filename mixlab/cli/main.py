@@ -10,6 +10,7 @@ from mixlab import __version__
 from mixlab.cli import (
     bench,
     check,
+    claim,
     doctor,
     export,
     extend,
@@ -67,6 +68,7 @@ app.command("extend")(extend.extend)
 app.command("sft")(sft.sft)
 app.command("show")(show.show)
 app.command("check")(check.check)
+app.add_typer(claim.app, name="claim")
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluation.eval_)
