@@ -64,6 +64,7 @@ def serve(
     }  # fmt: skip
     settings = decode(ServeSettings, limits)
     check_address(host, token, without_token=without_token)
+    typer.echo(f"Opening {run} ...", err=True)
     service, notes = open_service(run, settings, checkpoint)
     for note in notes:
         typer.echo(note, err=True)
