@@ -9,8 +9,10 @@ import typer
 from mixlab import __version__
 from mixlab.cli import (
     bench,
+    chat,
     check,
     claim,
+    compare,
     doctor,
     export,
     extend,
@@ -20,6 +22,7 @@ from mixlab.cli import (
     serve,
     sft,
     show,
+    solve,
     study,
     train,
 )
@@ -68,9 +71,12 @@ app.command("extend")(extend.extend)
 app.command("sft")(sft.sft)
 app.command("show")(show.show)
 app.command("check")(check.check)
+app.command("solve")(solve.solve)
+app.command("compare")(compare.compare)
 app.add_typer(claim.app, name="claim")
 app.command("list")(listing.list_)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("eval")(evaluation.eval_)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)

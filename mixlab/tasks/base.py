@@ -190,6 +190,35 @@ class Task(Config):
         """The question as lines of characters, for a language model."""
         return "\n".join(self._lines(question))
 
+    blank_characters: ClassVar[str] = ""
+    """What people write for a blank besides the alphabet's own character."""
+    frame_characters: ClassVar[str] = ""
+    """What people draw around cells, and what means nothing."""
+
+    def parse_question(self, text: str) -> np.ndarray:
+        """The tokens (L,) of a question that somebody has written, in one line or in several.
+
+        Raises:
+            DataError: too many or too few cells, or a character that the task does not have.
+        """
+        blank = self.alphabet[self.blank_token]
+        chars = [char for char in text if not char.isspace() and char not in self.frame_characters]
+        chars = [blank if char in self.blank_characters else char for char in chars]
+        known = self.alphabet.replace(" ", "")
+        for place, char in enumerate(chars):
+            if char not in known:
+                raise DataError(
+                    f"cell {place + 1} of a {self.name} puzzle = {char!r}: expected one of "
+                    f"{known}, where {blank} is a blank cell."
+                )
+        if len(chars) != self.length:
+            rows, cols = self.shape
+            raise DataError(
+                f"a {self.name} puzzle has {len(chars)} cells: expected {self.length}, the "
+                f"{rows} by {cols} grid in reading order, with {blank} for a blank cell."
+            )
+        return np.array([self.alphabet.index(char) for char in chars], np.uint8)
+
     def answer_text(self, question: np.ndarray, answer: np.ndarray) -> str:
         """What a language model should write."""
         return "\n".join(self._lines(answer))

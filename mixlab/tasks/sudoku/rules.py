@@ -22,6 +22,8 @@ class SudokuRules(Task):
     """A task on Sudoku grids; a family adds where the puzzles come from."""
 
     blank_token: ClassVar[int] = BLANK
+    blank_characters: ClassVar[str] = "0_*?"
+    frame_characters: ClassVar[str] = "|+-"
     symmetries: ClassVar[str] = (
         "renaming digits; permuting bands, rows inside a band, stacks, columns inside a stack; "
         "transposing where boxes are square"
