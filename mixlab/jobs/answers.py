@@ -47,15 +47,17 @@ def ask(session: Session, split: str, n: int, screen: Screen) -> list[Answered]:
     """
     shards: ExampleShards = session.data.split(split)
     tokenizer, room = session.data.tokenizer, session.config.model.max_seq_len
+    # Where nothing ends an answer, its length is known.
+    n_spare = SPARE_TOKENS if session.data.chat_format().template.ends_answers else 0
     asked = []
     for i in range(shards.n_documents):
         example = shards.last_turn(i)
-        n_most = len(example.answer) + SPARE_TOKENS
+        n_most = len(example.answer) + n_spare
         if len(example.answer) <= MAX_ANSWER_TOKENS and len(example.prompt) + n_most <= room:
             asked.append((i, example))
         if len(asked) == n:
             break
-    questions = [Question(e.prompt, len(e.answer) + SPARE_TOKENS) for _, e in asked]
+    questions = [Question(e.prompt, len(e.answer) + n_spare) for _, e in asked]
     average = nullcontext() if session.ema is None else session.ema.applied()
     with average, screen.task(f"Asking {split} questions", len(questions)) as advance:
         answers = _greedy(session, questions, advance)
@@ -71,7 +73,9 @@ def ask(session: Session, split: str, n: int, screen: Screen) -> list[Answered]:
 def sample_answers(session: Session, prompts: Sequence[str], step: int) -> list[dict[str, Any]]:
     """Rows of samples.jsonl: the likeliest answers to `prompts` as a user would ask them."""
     cfg, chat = session.config.sample, session.data.chat_format()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    if not chat.template.ends_answers:  # an answer to a question of one's own would not end
+        return rows
     for prompt in prompts[: cfg.n]:
         ids = chat.prompt_ids([Message("user", prompt)])
         room = min(cfg.max_new_tokens, session.config.model.max_seq_len - len(ids))

@@ -8,7 +8,14 @@ from mixlab.core.config import decode
 from mixlab.data.batch import Batch
 from mixlab.evals.expert_choice import expert_choices
 from mixlab.evals.language_modelling import evaluate
-from mixlab.evals.looped import loss_by_depth, loss_with_exits
+from mixlab.evals.looped import (
+    WithExits,
+    choose_threshold,
+    exit_quality,
+    input_use,
+    loss_by_depth,
+    loss_with_exits,
+)
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 from mixlab.nn.recursion.loop_pass import Loops
 
@@ -62,6 +69,69 @@ def test_exits_are_counted_and_scored(halting):
     assert (last.mean_steps, first.mean_steps, last.max_steps) == (4, least, 4)
     assert last.loss_nats == pytest.approx(by_depth[4], rel=1e-5)
     assert first.loss_nats == pytest.approx(by_depth[least], rel=1e-5)
+    n_tokens = 6 * 12
+    assert last.halt_histogram == [0, 0, 0, n_tokens]
+    assert first.halt_histogram[least - 1] == n_tokens == sum(first.halt_histogram)
+
+
+def test_the_fewest_steps_within_the_budget_are_chosen():
+    rows = [WithExits(t, loss, steps, 4, []) for t, loss, steps in
+            ((0.2, 3.30, 1.5), (0.5, 3.02, 2.5), (0.8, 3.01, 3.0), (0.9, 2.99, 3.9))]  # fmt: skip
+    assert choose_threshold(rows, 3.0, 0.02).exit_threshold == 0.5
+    assert choose_threshold(rows, 3.0, 0.01).exit_threshold == 0.8
+    assert choose_threshold(rows, 3.0, 0.0).exit_threshold == 0.9
+    assert choose_threshold(rows, 3.0, 1.0).exit_threshold == 0.2
+    assert choose_threshold(rows[:1], 3.0, 0.01) is None
+
+
+def test_the_quality_of_a_gate_is_that_of_the_definition():
+    """Against every (token, exit) pair by itself, in float64."""
+    model = looped("gate")
+    found = exit_quality(model, batches())
+    scores, done = [], []
+    for batch in batches():
+        keep = (batch.targets != -100).flatten()
+        loops = Loops(4, every_exit=True)
+        exits = model.trunk(batch.tokens, None, None, loops).loops.exits
+        predicted = [(e.h @ model.head_weight.T).argmax(-1).flatten()[keep] for e in exits]
+        going = 1.0
+        for here, label in zip(exits[:-1], predicted[:-1], strict=True):
+            going = going * (1 - here.gate_logits.double().sigmoid().flatten()[keep])
+            scores += (1 - going).tolist()
+            done += (label == predicted[-1]).tolist()
+    pairs = [(a > b) + (a == b) / 2 for a, x in zip(scores, done, strict=True) if x
+             for b, y in zip(scores, done, strict=True) if not y]  # fmt: skip
+    assert 0 < found.done_frac < 1
+    assert found.done_frac == pytest.approx(np.mean(done))
+    assert found.auroc == pytest.approx(np.mean(pairs), abs=1e-3)  # float32 may tie or swap a few
+    assert sum(row["count"] for row in found.calibration) == len(done)
+    assert 0 <= found.ece <= 1
+
+
+def test_a_rule_without_probability_has_ranks_and_no_ece():
+    found = exit_quality(looped("kl_exit"), batches())
+    assert found.ece is None and found.auroc > 0.5, "what moves less changes its token less often"
+    n_pairs = 2 * (6 * 12 - 4)  # the second and third of four exits; four tokens are no targets
+    assert sum(row["count"] for row in found.calibration) == n_pairs
+
+
+def test_random_inputs_cost_what_the_model_takes_from_its_input():
+    """A model whose output is its input's own token, asked for that very token."""
+    model = looped("fixed")
+    own = [batch._replace(targets=batch.tokens) for batch in batches()]
+    with torch.no_grad():
+        for block in model.blocks:
+            for parameter in block.parameters():
+                parameter.zero_()
+    found = input_use(model, own, seed=0)
+    assert found.true_nats < found.random_nats - 1
+    blind = input_use(model.apply(_forget), own, seed=0)
+    assert blind.true_nats == pytest.approx(blind.random_nats)
+
+
+def _forget(module):
+    if isinstance(module, torch.nn.Embedding):
+        torch.nn.init.constant_(module.weight, 0.1)
 
 
 def test_experts_are_asked_about_their_last_loop():

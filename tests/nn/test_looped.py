@@ -20,6 +20,9 @@ CALLS = [
         ENTRIES, itertools.cycle([1, 2, 5]), strict=False)),
     *(({}, Loops(r)) for r in (1, 2, 3, 5)),
     *(({"halting": HALTING[h]}, Loops(r, may_exit=True)) for h in HALTING for r in (1, 2, 6)),
+    *(({"halting": HALTING[h], "depth": {"kind": "uniform", "halt_min_steps": 2}},
+       Loops(r, may_exit=True, exit_threshold=t))
+      for h, r, t in (("gate", 3, 0.2), ("gate", 4, 0.9), ("kl_exit", 4, 0.1))),
     ({"halting": HALTING["gate"], "H_cycles": 2, "L_cycles": 2}, Loops(3, may_exit=True)),
     ({"halting": HALTING["kl_exit"], "H_cycles": 2}, Loops(4, may_exit=True, exit_threshold=0.02)),
     ({"prelude_layers": 0, "coda_layers": 0, "core_layers": 4}, Loops(3)),
@@ -143,6 +146,27 @@ def test_tokens_leave_at_different_steps_and_the_threshold_moves_them():
             means.append(float(n_steps.double().mean()))
         assert means == sorted(means) and means[0] < means[-1]
         assert len(n_steps.unique()) > 1
+
+
+def test_the_threshold_is_the_calls_the_configs_or_the_chosen_one():
+    """In this order; before one is chosen, a run without one in its config has a stand-in."""
+
+    def threshold(halting, chosen):
+        model = looped_model(halting=halting)
+        model.recursion.chosen_threshold = chosen
+        return model.recursion.threshold
+
+    open_, named = {"kind": "gate"}, {"kind": "gate", "exit_threshold": 0.3}
+    assert (threshold(open_, None), threshold(open_, 0.8)) == (0.5, 0.8)
+    assert (threshold(named, None), threshold(named, 0.8)) == (0.3, 0.3)
+    model, x = looped_model(halting=open_), tokens(8)
+    steps = []
+    for chosen, given in ((0.2, None), (None, 0.2), (0.9, None), (0.2, 0.9)):
+        model.recursion.chosen_threshold = chosen
+        loops = Loops(6, may_exit=True, exit_threshold=given)
+        steps.append(model.trunk(x, None, None, loops).loops.n_steps)
+    assert torch.equal(steps[0], steps[1]) and torch.equal(steps[2], steps[3])
+    assert steps[0].sum() < steps[2].sum()
 
 
 def test_least_steps_hold():

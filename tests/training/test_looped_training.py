@@ -140,6 +140,36 @@ def test_the_gate_learns_and_the_blocks_do_not_feel_it():
         torch.testing.assert_close(others[name].grad, parameter.grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("bp_loops", [None, 1])
+def test_each_penalty_by_itself_reaches_the_halting_head(bp_loops):
+    """Through the whole model, also where earlier loops have no gradient."""
+
+    def gradient(**weights):
+        settings = {"ponder_weight": 0.0, "entropy_weight": 0.0, **weights}
+        model = looped(halting={"kind": "gate", **settings})
+        loops = Loops(4, bp_loops, every_exit=True)
+        metrics = accumulate_gradients(model, [batch_of()], loops=loops)
+        gate = model.recursion.gate
+        return torch.cat([gate.weight.grad.flatten(), gate.bias.grad]), metrics.figures
+
+    plain, _ = gradient()
+    for weights in ({"ponder_weight": 1.0}, {"entropy_weight": 1.0}):
+        with_penalty, figures = gradient(**weights)
+        assert (with_penalty - plain).abs().max() > 1e-4, weights
+    assert float(gradient(ponder_weight=0.5)[1]["act_penalty"]) == pytest.approx(
+        0.5 * float(figures["expected_steps"])
+    )
+
+
+def test_kl_exit_has_no_head_and_no_penalty_so_training_is_that_of_fixed_halting():
+    models = [looped(halting={"kind": kind}) for kind in ("fixed", "kl_exit")]
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    for model in models:
+        accumulate_gradients(model, [batch_of()])
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 # --- depth ----------------------------------------------------------------------------------------
 
 DEPTHS = [

@@ -15,7 +15,7 @@ from mixlab.core.errors import DataError
 from mixlab.data.chat.config import ChatConfig
 from mixlab.data.chat.messages import from_text
 from mixlab.data.chat.rows import pack
-from mixlab.data.chat.templates import ChatFormat
+from mixlab.data.chat.templates import TEMPLATES, ChatFormat
 from mixlab.data.documents import counted
 from mixlab.data.progress import Advance
 from mixlab.data.shards import IGNORE, Sequences
@@ -107,6 +107,8 @@ class ExampleShards:
         start, stop = self.starts[example], self.starts[example + 1]
         ids, is_answer = self.tokens[start:stop].tolist(), self.is_answer[start:stop]
         end = int(np.flatnonzero(is_answer)[-1])  # of the mark that ends the answer
+        if not TEMPLATES[self.chat.template].ends_answers:
+            end += 1
         before = np.flatnonzero(~is_answer[:end])
         first = int(before[-1]) + 1 if len(before) else 0
         return LastTurn(ids[:first], ids[first:end])

@@ -35,6 +35,8 @@ class Template:
     """Special tokens that the tokenizer needs besides EOS."""
     end: str
     """The mark that ends an answer."""
+    ends_answers: bool = True
+    """Whether that mark is written after every answer, and so learned."""
     jinja: str
     """The same template in the language of `transformers`' chat templates."""
 
@@ -104,6 +106,7 @@ class Bare(Template):
 
     name = "bare"
     end = EOS_MARK
+    ends_answers = False
     jinja = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
     def pieces(self, messages: Sequence[Message]) -> Iterator[Piece]:
