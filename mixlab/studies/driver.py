@@ -93,7 +93,7 @@ class Driver:
                     holder = read_state(place)
                     who = holder.holder if holder else {}
                     self.screen.note(
-                        f"Another `mixlab study run` drives {self.folder} already "
+                        f"Another process drives {self.folder} already "
                         f"(host {who.get('host')}, process {who.get('pid')}). This one looks on, "
                         "and takes over when that one ends."
                     )
@@ -187,13 +187,13 @@ class Driver:
         assert self._executor is not None
         if status == DISK_FULL:
             raise LabError(
-                f"{self.folder}: the disk is full. Free some space and start the study again; "
-                "everything that was finished is kept."
+                f"{self.folder}: the disk is full. Free some space and start the same command "
+                "again; everything that was finished is kept."
             )
         if status == OTHER_CODE:
             raise LabError(
-                "the code of mixlab has changed since this study was started, so its runs would "
-                "not be comparable. Start it again: `mixlab study run` decides anew what counts."
+                "the code of mixlab has changed since this was started, so its runs would not be "
+                "comparable. Start the same command again: it decides anew what counts."
             )
         is_quick = time.monotonic() - begun.started_at < QUICK_S and n_settled == begun.n_settled
         self._quick_deaths = self._quick_deaths + 1 if is_quick and status else 0

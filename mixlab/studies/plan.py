@@ -69,6 +69,8 @@ def _facts(found: Design) -> list[str]:
     seeds = ", ".join(map(str, study.seeds))
     match = [study.matched_length, *([study.matched_size] if study.matched_size else [])]
     tune = "none; every arm takes the rate of its recipe"
+    if found.is_smoke:
+        tune = "none at smoke size; every arm takes the rate of its recipe"
     if study.tune is not None:
         tune = (
             f"each arm's rate by factors of 2, then sqrt 2, with seed "

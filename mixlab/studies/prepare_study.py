@@ -8,7 +8,7 @@ from mixlab.core.config import Tree, decode, to_tree
 from mixlab.core.provenance import n_usable_cores
 from mixlab.jobs.screen import Screen
 from mixlab.studies.design import Design, design
-from mixlab.studies.study_file import RunnerConfig, load_study, study_tree
+from mixlab.studies.study_file import RunnerConfig, load_study, smoke_study, study_tree
 
 
 class Prepared(NamedTuple):
@@ -37,6 +37,8 @@ def prepare_study(
     if changes:
         settings = decode(RunnerConfig, {**to_tree(study.runner), **changes})
         study = study.model_copy(update={"runner": settings})
+    if is_smoke:
+        study = smoke_study(study)
     return Prepared(design(study, is_smoke=is_smoke, screen=screen), asked)
 
 

@@ -99,7 +99,7 @@ def job_row(design: Row, folder: JobFolder, root: Path) -> Row | None:
         "error": {
             "kind": last["kind"],
             "message": last["message"],
-            "attempts": [{key: a[key] for key in ("kind", "message", "detail")} for a in attempts],
+            "attempts": [{key: a[key] for key in ("kind", "message")} for a in attempts],
         },
     }
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml
+from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml, to_tree
 from mixlab.core.errors import LabError, Rule
 from mixlab.training.length import Length
 
@@ -111,7 +111,8 @@ class StudyFile(Config):
     keep: Literal["last", "all", "none"] = "last"
     """Checkpoints that stay when a run is done: last and best, all, or none."""
     smoke: Changes = Field(default_factory=dict)
-    """Changes for `--smoke`, after sizes have been shrunk."""
+    """Changes for `--smoke`, after sizes have been shrunk; and, if given, its own `seeds`, `tune`
+    and `screen`, instead of the first 3 seeds, no tuning and no screening."""
     runner: RunnerConfig = RunnerConfig()
     """Where the runs are made."""
 
@@ -179,6 +180,18 @@ class StudyFile(Config):
         if self.tune is None:
             return []
         return self.tune.seeds or [max(self.seeds) + 1]
+
+
+SMOKE_SEEDS = 3
+_OF_THE_STUDY = ("seeds", "tune", "screen")
+
+
+def smoke_study(study: StudyFile) -> StudyFile:
+    """The study as `--smoke` runs it: all arms with the first seeds; no tuning, no screening."""
+    own = {key: study.smoke[key] for key in _OF_THE_STUDY if key in study.smoke}
+    changes = {key: value for key, value in study.smoke.items() if key not in _OF_THE_STUDY}
+    tree = {**to_tree(study), "seeds": study.seeds[:SMOKE_SEEDS], "screen": None, "tune": None}
+    return decode(StudyFile, {**tree, **own, "smoke": changes})
 
 
 class ArmSpec(NamedTuple):

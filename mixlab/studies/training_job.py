@@ -1,6 +1,8 @@
 """One job of a study done: train a config, or go on with it, and measure what a study compares."""
 
 import hashlib
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from mixlab.core.run_dir import RunDir, is_run
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData
 from mixlab.evals.by_document import loss_by_document
+from mixlab.infer.generate import generate_tokens
+from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.config import AnyRunConfig, RunConfig, decode_config
 from mixlab.jobs.device import settle_hardware
 from mixlab.jobs.kinds import AnyData, kind_of
@@ -22,12 +26,15 @@ from mixlab.jobs.session import wanted_windows
 from mixlab.jobs.standing import last_summary
 from mixlab.jobs.train import resume_run, start_run
 from mixlab.jobs.trained import open_trained
+from mixlab.nn.language_model import LanguageModel
 from mixlab.studies.address import data_key
 from mixlab.studies.job_store import Job
 from mixlab.tasks.examples import ExampleStream
 from mixlab.tasks.prepare import PreparedTask
 from mixlab.training import checkpoint as checkpoints
 
+N_PROMPT, N_DECODED = 8, 24
+"""Tokens before and of the measurement of decoding."""
 N_ORDER = 64
 """Training sequences that go into the hash of the order of the data."""
 
@@ -61,17 +68,22 @@ def train_job(job: Job, work: Path, screen: Screen, cache: DataCache) -> dict[st
     data = cache.open(config, screen)
     if data_key(data.manifest) != job.data:
         raise DataError(
-            "the text has changed since the study was planned, so this run would not be paired "
-            "with the others. Restore the text, or start the study again."
+            "the text has changed since the runs were planned, so this one would not be paired "
+            "with the others. Restore the text, or start the same command again."
         )
     is_cuda = settle_hardware(config.train).device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats()
     run = _train(config, data, work / "run", screen)
-    if job.documents and isinstance(config, RunConfig):
+    decode_ms = None
+    if isinstance(config, RunConfig):
         assert isinstance(data, PreparedData)
-        with screen.task("Measuring every document", None):
-            write_json(work / "documents.json", _documents(run, config, data))
+        model = open_trained(run.path, "last").model
+        with screen.task("Timing decoding", None):
+            decode_ms = decode_milliseconds(model)
+        if job.documents:
+            with screen.task("Measuring every document", None):
+                write_json(work / "documents.json", _documents(model, config, data))
     summary = last_summary(run)
     _thin(run, job.keep)
     return {
@@ -79,6 +91,7 @@ def train_job(job: Job, work: Path, screen: Screen, cache: DataCache) -> dict[st
         "order": data_order(config, data),
         "data": job.data,
         "environment": run.read_json("environment.json"),
+        "decode_ms": decode_ms,
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
     }
 
@@ -131,10 +144,22 @@ def data_order(config: AnyRunConfig, data: AnyData) -> str:
     return found.hexdigest()
 
 
-def _documents(run: RunDir, config: RunConfig, data: PreparedData) -> dict[str, Any]:
+def decode_milliseconds(model: LanguageModel) -> float:
+    """Median time of a further token of one sequence, drawn greedily."""
+    prompt = list(range(1, min(N_PROMPT, model.cfg.vocab_size - 1) + 1))
+    n_new = min(N_DECODED, model.cfg.max_seq_len - len(prompt))
+    greedy = SamplingConfig(temperature=0.0)
+    times, start = [], time.perf_counter()
+    for _ in generate_tokens(model, prompt, max_new_tokens=n_new, sampling=greedy, seed=0):
+        now = time.perf_counter()
+        times.append(now - start)
+        start = now
+    return 1000 * statistics.median(times[1:] or times)
+
+
+def _documents(model: LanguageModel, config: RunConfig, data: PreparedData) -> dict[str, Any]:
     """The loss of every validation document with the last weights, averaged ones if there are."""
     hardware = settle_hardware(config.train)
-    model = open_trained(run.path, "last").model
     loader = Loader(data.split("validation"), config.data.seq_len, config.seed)
     found = loss_by_document(
         model,

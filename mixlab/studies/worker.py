@@ -4,6 +4,7 @@ Every executor starts this one command. It is idempotent: any number of workers 
 be killed, and be started again.
 """
 
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 import filelock
 
 from mixlab.core.errors import LabError
-from mixlab.core.json_files import read_lines, write_json
+from mixlab.core.json_files import read_lines, to_plain
 from mixlab.jobs.screen import status_text
 from mixlab.studies.job_store import Claim, Failure, JobStore, is_disk_full
 from mixlab.studies.lease import BEAT_S, LeaseLostError, Observer
@@ -78,8 +79,10 @@ class JobScreen:
             raise StopWorkerError
         if now or self._clock() - self._written >= 1.0:
             self._written = self._clock()
-            with suppress(LabError):  # what a driver shows is not worth a run
-                write_json(self._claim.work / "progress.json", what)
+            path = self._claim.work / "progress.json"
+            with suppress(OSError):  # what a driver shows is not worth a run, nor a sync
+                path.with_suffix(".tmp").write_text(json.dumps(to_plain(what)))
+                path.with_suffix(".tmp").replace(path)
 
 
 class Worker:
