@@ -50,6 +50,9 @@ def loops_of(model: LanguageModel) -> Loops | None:
 
 
 @torch.no_grad()
-def logits_after(model: LanguageModel, tokens: list[int]) -> torch.Tensor:
+def logits_after(
+    model: LanguageModel, tokens: list[int], loops: Loops | None = None
+) -> torch.Tensor:
     """(V,) by one call over the whole text, without any state."""
-    return model(torch.tensor([tokens]), last_only=True, loops=loops_of(model)).logits[0, -1]
+    loops = None if model.recursion is None else loops or loops_of(model)
+    return model(torch.tensor([tokens]), last_only=True, loops=loops).logits[0, -1]

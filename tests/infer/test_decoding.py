@@ -5,9 +5,11 @@ import torch
 from infer.decoding_models import logits_after, roughened, shrunk_models, small, with_mixer
 from tiny_mixers import CHANNEL, SEQUENCE, cases
 
+from mixlab.infer.decoding import attention, channels, latent
 from mixlab.infer.decoding.product import Product
 from mixlab.infer.decoding.row_model import FusedRows, PlainRows, row_model
 from mixlab.infer.decoding.rows import RopeTables, Rows
+from mixlab.infer.decoding.static import StaticStep
 from mixlab.nn.recursion.loop_pass import Loops
 
 RECIPES = shrunk_models()
@@ -135,6 +137,34 @@ def test_a_row_of_nan_does_not_outlive_its_text():
     rows.read(0, [3, 4])
     found = rows.step([5, 6])
     torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
+    """Fixed places, rows rounded up, all slots: as on a GPU, here without recording."""
+    model = roughened(RECIPES[name])
+    rows = row_model(model, loops=None if model.recursion is None else Loops())
+    monkeypatch.setattr(attention, "attend", attention.attend_by_products)
+    monkeypatch.setattr(latent, "attend", attention.attend_by_products)
+    monkeypatch.setattr(channels.MoEStep, "_chosen", channels.MoEStep._all)
+    texts = [list(text) for text in PROMPTS]
+    for i, text in enumerate(texts):
+        rows.read(i, text)
+    step = StaticStep(rows.forward, 4, rows.n_slots, rows._tables, torch.device("cpu"))
+    for i in range(3):
+        tokens = draw(3, seed=i)
+        kept = [cache.aside(4) for cache in rows._caches]
+        with torch.inference_mode():
+            step.fill(tokens, rows.lengths[:3])
+            step.run()  # warming up leaves nothing behind
+            for cache, states in zip(rows._caches, kept, strict=True):
+                cache.restore(states)
+            found = step(tokens, rows.lengths[:3])
+        rows.lengths[:3] = [n + 1 for n in rows.lengths[:3]]
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
+        want = torch.stack([logits_after(model, text, Loops()) for text in texts])
+        torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
 
 
 # --- memory ---------------------------------------------------------------------------------------

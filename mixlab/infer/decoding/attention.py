@@ -123,12 +123,18 @@ class AttentionStep(SequenceStep):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Every query (B, G, n, K) over all slots (B, G, S, K) that the mask (B, 1, 1, S) leaves."""
-    if not q.is_cuda:
-        if mask is not None:
-            mask = mask.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-    # One query for each head would leave a fused kernel with a block or two per row; products are
-    # cut along the slots.
+    if q.is_cuda:
+        return attend_by_products(q, k, v, mask, scale)
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def attend_by_products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """The same as two products, which a GPU cuts along the slots; a fused kernel gives a block to
+    each head of a row, and a single query leaves most of the device without work."""
     scores = at_least_float32((q * scale) @ k.mT)
     if mask is not None:
         scores = scores + mask

@@ -51,6 +51,13 @@ class DeltaCache(RowCache):
     def row_bytes(self, n_tokens: int) -> int:
         return sum(t[0].numel() * t.itemsize for t in (self.tail, self.memory))
 
+    def aside(self, n_rows: int) -> list[Tensor]:
+        return [self.tail[:n_rows].clone(), self.memory[:n_rows].clone()]
+
+    def restore(self, kept: list[Tensor]) -> None:
+        for place, rows in zip((self.tail, self.memory), kept, strict=True):
+            place[: len(rows)] = rows
+
 
 class GatedDeltaNetStep(SequenceStep):
     """All projections as one product; query and key of a head beside each other."""

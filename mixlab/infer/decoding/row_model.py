@@ -20,6 +20,7 @@ from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
 from mixlab.infer.decoding.latent import MLAStep
 from mixlab.infer.decoding.product import Product
 from mixlab.infer.decoding.rows import RopeTables, Rows
+from mixlab.infer.decoding.static import GraphedSteps, StaticStep, rounded_up
 from mixlab.infer.decoding.steps import ChannelStep, RowByRow, RowCache, SequenceStep, WholeModule
 from mixlab.nn.block import Block
 from mixlab.nn.channel_mixers.mlp import MLP
@@ -139,6 +140,7 @@ class FusedRows:
         self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
         self.lengths: list[int] = []
         self.n_slots = 0
+        self.graphs = GraphedSteps()
 
     def fresh(self) -> "FusedRows":
         rows = copy.copy(self)
@@ -147,11 +149,12 @@ class FusedRows:
 
     def reserve(self, n_rows: int, n_tokens: int) -> None:
         """Room for rows of so many tokens, at least doubling what there is."""
-        if n_rows > len(self.lengths):
-            n_rows = min(max(n_rows, 2 * len(self.lengths)), 2 * n_rows)
-            self.lengths += [0] * (n_rows - len(self.lengths))
+        if n_rows <= len(self.lengths) and n_tokens <= self.n_slots:
+            return
+        self.lengths += [0] * (rounded_up(n_rows) - len(self.lengths))
         if n_tokens > self.n_slots:
             self.n_slots = min(max(n_tokens, 2 * self.n_slots, FIRST_TOKENS), self.context)
+        self.graphs.clear()
         for cache in self._caches:
             cache.reserve(len(self.lengths), self.n_slots)
 
@@ -173,11 +176,32 @@ class FusedRows:
         most = max(lengths)
         self.reserve(n, most + 1)
         device = self._device
+        if device.type == "cuda" and self.is_static:
+            graphed = self._graphed(tokens, lengths)
+            if graphed is not None:
+                self.lengths[:n] = [length + 1 for length in lengths]
+                return graphed(tokens, lengths)
         position = most if min(lengths) == most else None
         rows = Rows(torch.tensor(lengths, device=device), most + 1, position, self._tables)
         logits = self.forward(torch.tensor(tokens, device=device), rows)
         self.lengths[:n] = [length + 1 for length in lengths]
         return logits
+
+    def _graphed(self, tokens: Sequence[int], lengths: Sequence[int]) -> StaticStep | None:
+        n_rows = rounded_up(len(tokens))
+
+        def make() -> StaticStep:
+            step = StaticStep(self.forward, n_rows, self.n_slots, self._tables, self._device)
+            kept = [cache.aside(n_rows) for cache in self._caches]
+            step.fill(tokens, lengths)
+            try:
+                step.capture()
+            finally:
+                for cache, states in zip(self._caches, kept, strict=True):
+                    cache.restore(states)
+            return step
+
+        return self.graphs.get(n_rows, self.n_slots, make)
 
     def forward(self, tokens: Tensor, rows: Rows) -> Tensor:
         """(B,) tokens to (B, V) logits; only tensor operations, so that a graph can hold them."""

@@ -38,6 +38,13 @@ class RowCache:
         """What a row of `n_tokens` tokens occupies, without room that is kept for later ones."""
         raise NotImplementedError(type(self).__name__)
 
+    def aside(self, n_rows: int) -> list[Tensor]:
+        """Copies of what a step replaces; nothing where it only adds to what is there."""
+        return []
+
+    def restore(self, kept: list[Tensor]) -> None:
+        """Put back what `aside` gave."""
+
 
 class SequenceStep:
     """One token of every row through a sequence mixer."""
