@@ -1,6 +1,7 @@
 """The Python face of mixlab, for notebooks and scripts: the same code path as the command line."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
 from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config
+from mixlab.jobs.depth import decoding_loops
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.trained import TrainedModel, open_trained, sampling_of
 
@@ -153,9 +155,45 @@ class Run:
         top_k: int | None = 40,
         top_p: float | None = None,
         seed: int = 0,
+        depth: int | None = None,
+        threshold: float | None = None,
     ) -> str:
-        """Continue `prompt` with the best checkpoint; the same seed gives the same text."""
+        """Continue `prompt` with the best checkpoint; the same seed gives the same text.
+
+        A looped model takes `depth` steps per token (absent: as many as it was trained for), and
+        tokens leave at `threshold` (absent: the run's own).
+        """
         sampling: SamplingConfig = sampling_of(temperature=temperature, top_k=top_k, top_p=top_p)
-        return self._best.generate(
-            prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
+        trained = self._best
+        if depth is not None or threshold is not None:
+            trained = replace(trained, loops=decoding_loops(trained.model, depth, threshold))
+        return trained.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+
+    def tune(
+        self,
+        data: str | Path,
+        *overrides: str,
+        run_dir: str | Path | None = None,
+        epochs: float | None = None,
+        screen: Screen | None = None,
+    ) -> "Run":
+        """Tune this run on examples of question and answer, as `mixlab sft` does; the child run.
+
+        `data` is a file of JSON lines or `instructions`; overrides are texts such as
+        "train.optimizer.lr=1e-4".
+
+        Raises:
+            LabError: no such data, or settings that are not valid.
+        """
+        from mixlab.jobs.sft import tune_run
+
+        result = tune_run(
+            self.path,
+            str(data),
+            overrides,
+            run_dir=None if run_dir is None else _folder("run_dir", run_dir),
+            epochs=epochs,
+            screen=screen,
+            command="Run.tune(...)",
         )
+        return Run(result.run)

@@ -69,8 +69,7 @@ def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[s
     with screen.task("Measuring the test split", None):
         found: dict[str, Any] = {"test": session.evaluate("test")}
     if is_looped(session):  # first, as it chooses when tokens leave
-        with screen.task("Measuring every depth", None):
-            found["depth"] = depth_figures(session)
+        found["depth"] = depth_figures(session, screen)
     with screen.task("Writing samples", None):
         _write_samples(run, session, step)
     if has_experts(session):

@@ -12,10 +12,13 @@ from mixlab.evals.looped import (
     loss_by_depth,
     loss_with_exits,
 )
+from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 
 N_TOKENS = 16_384
-"""Tokens of validation text for each figure."""
+"""Tokens of validation text for the loss at each depth."""
+N_EXIT_TOKENS = 8192
+"""Tokens for each threshold, of which the differences count: both losses are of the same text."""
 MAX_STEPS = 64
 """Deepest step that is looked at."""
 THRESHOLDS = {
@@ -29,14 +32,14 @@ def is_looped(session: Session) -> bool:
     return session.model.cfg.recursion is not None
 
 
-def depth_figures(session: Session) -> dict[str, Any]:
+def depth_figures(session: Session, screen: Screen) -> dict[str, Any]:
     """Validation loss at every depth up to twice the trained one, and with early exits.
 
     With an average of the parameters, that one is measured, as in every evaluation.
     """
     cfg = session.model.cfg.recursion
     assert cfg is not None
-    batches = _batches(session, "validation")
+    batches = _batches(session, "validation", N_TOKENS)
     dtype = session.hardware.compute_dtype
     trained, most = cfg.depth.trained_steps, cfg.depth.max_steps
     wanted = min(MAX_STEPS, max(2 * trained, most))
@@ -46,17 +49,19 @@ def depth_figures(session: Session) -> dict[str, Any]:
         "loops_per_step": cfg.loops_per_step,
         "n_tokens": sum(batch.n_targets() for batch in batches),
     }
-    with nullcontext() if session.ema is None else session.ema.applied():
+    average = nullcontext() if session.ema is None else session.ema.applied()
+    with average, screen.task("Measuring every depth", None):
         by_depth = loss_by_depth(session.model, batches, wanted, compute_dtype=dtype)
         figures["by_depth"] = [row._asdict() for row in by_depth]
         use = input_use(session.model, batches, session.config.seed, compute_dtype=dtype)
         figures["input_use"] = use._asdict()
-        if cfg.halting.kind != "fixed":
-            figures.update(_exits(session, batches, by_depth[trained - 1].loss_nats))
+    if cfg.halting.kind != "fixed":
+        with nullcontext() if session.ema is None else session.ema.applied():
+            figures.update(_exits(session, screen))
     return figures
 
 
-def _exits(session: Session, batches: list[Batch], full_loss_nats: float) -> dict[str, Any]:
+def _exits(session: Session, screen: Screen) -> dict[str, Any]:
     """What leaving early costs at several thresholds, the chosen one, and whether the rule knows.
 
     A chosen threshold is put into the model, and held against the test split: its loss on the text
@@ -67,32 +72,41 @@ def _exits(session: Session, batches: list[Batch], full_loss_nats: float) -> dic
     halting = model.recursion.cfg.halting
     configured = halting.exit_threshold
     thresholds = sorted({*THRESHOLDS[halting.kind], *([] if configured is None else [configured])})
-    rows = loss_with_exits(model, batches, thresholds, compute_dtype=dtype)
+    batches = _batches(session, "validation", N_EXIT_TOKENS)
+    rows = []
+    with screen.task("Trying exit thresholds", len(thresholds) + 1) as advance:
+        (full,) = loss_with_exits(model, batches, [halting.never], compute_dtype=dtype)
+        advance(1)
+        for threshold in thresholds:
+            rows += loss_with_exits(model, batches, [threshold], compute_dtype=dtype)
+            advance(1)
     if configured is None:
-        chosen = choose_threshold(rows, full_loss_nats, halting.exit_max_rise)
+        chosen = choose_threshold(rows, full.loss_nats, halting.exit_max_rise)
         model.recursion.chosen_threshold = (
             halting.never if chosen is None else chosen.exit_threshold
         )
     used = model.recursion.threshold
-    test = _batches(session, "test")
-    full = loss_by_depth(model, test, model.recursion.cfg.depth.trained_steps, compute_dtype=dtype)
-    (on_test,) = loss_with_exits(model, test, [used], compute_dtype=dtype)
+    with screen.task("Holding the exits against the test split", None):
+        test = _batches(session, "test", N_EXIT_TOKENS)
+        full, eager = loss_with_exits(model, test, [halting.never, used], compute_dtype=dtype)
+        quality = exit_quality(model, batches, compute_dtype=dtype)
     return {
         "halting": halting.kind,
         "exit_threshold": used,
         "is_chosen": configured is None,
         "exit_max_rise": halting.exit_max_rise,
         "with_exits": [row._asdict() for row in rows],
-        "test": {**on_test._asdict(), "full_loss_nats": full[-1].loss_nats},
-        "exit_quality": exit_quality(model, batches, compute_dtype=dtype)._asdict(),
+        "n_exit_tokens": sum(batch.n_targets() for batch in batches),
+        "test": {**eager._asdict(), "full_loss_nats": full.loss_nats},
+        "exit_quality": quality._asdict(),
     }
 
 
-def _batches(session: Session, split: str) -> list[Batch]:
+def _batches(session: Session, split: str, n_tokens: int) -> list[Batch]:
     seq_len = session.config.data.seq_len
     loader = session.eval_loader
     if split != "validation":
         loader = Loader(session.data.split(split), seq_len, session.config.seed)
     most = session.n_eval_windows if split == "validation" else loader.n_windows
-    n_windows = min(most, max(1, N_TOKENS // seq_len))
+    n_windows = min(most, max(1, n_tokens // seq_len))
     return list(loader.window_batches(n_windows, session.config.eval.batch_size))

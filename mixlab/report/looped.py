@@ -81,7 +81,7 @@ def _histogram_panel(ax: Axes, facts: Facts) -> None:
 def _calibration_panel(ax: Axes, facts: Facts, quality: Facts) -> None:
     """Of a gate against its own probability; a rule without one is shown by the score's rank."""
     is_gate = quality.get("ece") is not None
-    name_panel(ax, "Does the rule know?", "share of tokens that further steps leave unchanged")
+    name_panel(ax, "Does the rule know?", "share unchanged by more steps")
     bins = _rows(quality, "calibration")
     x = [row["probability"] for row in bins]
     ax.plot(x, [row["right"] for row in bins], color=_WITH_EXITS, marker="s", markersize=4)
@@ -142,7 +142,10 @@ def looped_section(m: Material) -> str:
 
 
 def _exits_sentence(facts: Facts) -> str:
-    text = f"With tokens that leave early (`{facts['halting']}`), all others unchanged. "
+    text = (
+        f"With tokens that leave early (`{facts['halting']}`), all others unchanged, on "
+        f"{facts.get('n_exit_tokens', facts['n_tokens']):,} tokens of validation text. "
+    )
     if facts.get("is_chosen"):
         text += (
             f"Chosen here: the threshold {facts['exit_threshold']:g}, with the fewest steps at "
