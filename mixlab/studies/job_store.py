@@ -155,16 +155,20 @@ class JobStore:
     def claim(self, addresses: Iterable[str], observer: Observer) -> "Claim | None":
         """The first of the jobs that is free, with its lease; None if none is."""
         for address in addresses:
-            folder = self[address]
-            if folder.is_settled():
-                continue
+            claim = self._claim(self[address], observer)
+            if claim is not None:
+                return claim
+        return None
+
+    def _claim(self, folder: JobFolder, observer: Observer) -> "Claim | None":
+        while not folder.is_settled():
             dead = read_state(folder.path)
             lease = observer.claim(folder.path, oom_kills=oom_kills())
             if lease is None:
-                continue
+                return None
             if folder.is_settled():  # finished between the look and the claim
                 lease.release()
-                continue
+                return None
             claim = Claim(folder, lease)
             if claim.take_over(dead.holder if dead and not dead.is_released else None):
                 return claim
