@@ -9,14 +9,17 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mixlab.core.errors import LabError, MissingPackageError
 from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.evals.likelihood import Advance, Request, Scorer
 from mixlab.evals.multiple_choice import encode_pair
-from mixlab.evals.scores import Score
+from mixlab.evals.scores import Score, ratio, share
 from mixlab.infer.engine import Engine
 from mixlab.infer.engine import Request as Prompt
 from mixlab.infer.sampler import SamplingConfig
@@ -152,15 +155,13 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> list[Any]:
     """
     require_harness()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval.tasks import TaskManager
-
     for path in _task_files(names, folder):
         _refuse_code(path)
     own = None if folder is None else str(folder)
-    manager = TaskManager(include_path=own, include_defaults=False)
+    manager = _manager(own, with_defaults=False)
     known = set(manager.all_tasks)
     if any(not _is_file(name) and name not in known for name in names):
-        manager = TaskManager(include_path=own)  # reads some 15,000 files
+        manager = _manager(own, with_defaults=True)
         known = set(manager.all_tasks)
     tasks: list[Any] = []
     for name in names:
@@ -174,9 +175,17 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> list[Any]:
             warnings.simplefilter("ignore")
             try:
                 tasks += manager.load([name])["tasks"].values()
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            except Exception as error:  # whatever a file of the user causes inside the harness
                 raise LabError(_why_not_loaded(name, error)) from None
     return tasks
+
+
+@lru_cache(maxsize=2)
+def _manager(own: str | None, with_defaults: bool) -> Any:
+    """The harness' index of tasks; with its own, some 15,000 files are read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=own, include_defaults=with_defaults)
 
 
 def _is_file(name: str) -> bool:
@@ -244,8 +253,9 @@ def run_tasks(
     try:
         results = simple_evaluate(
             model.as_lm(), tasks=list(tasks), num_fewshot=n_fewshot, limit=limit,
-            bootstrap_iters=1000, random_seed=seed, numpy_random_seed=seed,
-            torch_random_seed=seed, fewshot_random_seed=seed,
+            task_manager=_manager(None, with_defaults=False), bootstrap_iters=1000,
+            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
+            fewshot_random_seed=seed,
         )  # fmt: skip
     except LabError:
         raise
@@ -265,23 +275,45 @@ def _scores(task: str, results: Mapping[str, Any]) -> list[Score]:
     found, figures = [], results["results"][task]
     samples = results.get("samples", {}).get(task, [])
     n = results.get("n-samples", {}).get(task, {}).get("effective", len(samples))
-    config = results["configs"].get(task, {})
+    is_choice = results["configs"].get(task, {}).get("output_type") == "multiple_choice"
     chance = None
-    if config.get("output_type") == "multiple_choice" and samples:
+    if is_choice and samples:
         chance = math.fsum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
     for key, value in figures.items():
         metric, _, filtered = key.partition(",")
         if not filtered or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = figures.get(f"{metric}_stderr,{filtered}")
-        name = metric if filtered == "none" else f"{metric} ({filtered})"
+        cases = [
+            s[metric] for s in samples if metric in s and s.get("filter", filtered) == filtered
+        ]
         higher = results.get("higher_is_better", {}).get(task, {}).get(metric)
         is_share = metric in ("acc", "acc_norm", "acc_bytes")
         found.append(
             Score(
-                task, name, float(value), error if isinstance(error, float) else None, n,
+                task, metric if filtered == "none" else f"{metric} ({filtered})", float(value),
+                _error(metric, float(value), error, cases), n,
                 "questions" if is_share else "samples", chance if is_share else None,
                 bool(higher if higher is not None else True),
             )
         )  # fmt: skip
     return found
+
+
+def _error(metric: str, value: float, given: object, cases: list[Any]) -> float | None:
+    """The harness' standard error, or ours where it gives none or a hollow one.
+
+    It gives none for perplexities and bits, whose cases are (log-likelihood, length) pairs, and 0
+    where all cases agree.
+    """
+    if cases and all(isinstance(case, tuple | list) and len(case) == 2 for case in cases):
+        nats, lengths = np.array(cases, np.float64).T
+        error = ratio(-nats, lengths).standard_error
+        if error is None:
+            return None
+        return float(error / math.log(2) if metric == "bits_per_byte" else value * error)
+    if isinstance(given, float) and given > 0:
+        return given
+    if cases and all(isinstance(c, int | float | np.number) and c in (0, 1) for c in cases):
+        return share(np.array(cases, np.float64)).standard_error
+    return None

@@ -44,7 +44,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
     if n < 2:
         return Estimate(float(value), None)
     residuals = top - value * bottom
-    error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / total
+    error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(total)
     return Estimate(float(value), error)
 
 

@@ -14,6 +14,10 @@ from mixlab.evals.multiple_choice import read_questions, score_questions
 from mixlab.evals.text import score_text, split_scores, sums_by_document
 from mixlab.jobs.evaluation.bench import Bench, Measured, Part, file_hash, slug
 
+QUIET = ("TQDM_DISABLE", "HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS")
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""Environment variables of the libraries below lm-evaluation-harness."""
+
 
 class LossPart(Part):
     """Loss, bits per byte and accuracy on the run's own validation and test text."""
@@ -146,9 +150,15 @@ class HarnessPart(Part):
         return tree
 
     def measure(self, bench: Bench) -> Measured:
-        if not self.download:  # read by these libraries when they are imported
-            for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-                os.environ[name] = "1"
+        # Read by these libraries when they are imported.
+        quiet = (
+            "TQDM_DISABLE",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS",
+            "HF_HUB_DISABLE_PROGRESS_BARS",
+        )
+        offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+        for name in quiet if self.download else quiet + offline:
+            os.environ[name] = "1"
         from mixlab.evals.harness import HarnessModel, load_tasks, run_tasks
 
         with bench.screen.task(f"Loading task {self.task}", None):
