@@ -6,6 +6,7 @@ seed; other rows change nothing but the rounding of a product.
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -175,26 +176,44 @@ class Engine:
         return events + self._admit()
 
     def _admit(self) -> list[Event]:
+        """Read waiting prompts, those of one length together."""
         events: list[Event] = []
         n_read = 0
         while self._waiting and len(self._rows) < self.max_rows:
-            prompt, _ = self.fit(self._waiting[0][1])
-            if n_read and n_read + len(prompt) > PROMPT_TOKENS_PER_STEP:
+            group = [self._enter()]
+            n_tokens = len(group[0][1])
+            n_read += n_tokens
+            while self._fits_beside(group, n_read):
+                group.append(self._enter())
+                n_read += n_tokens
+            logits = self._model.read(len(self._rows), [prompt for _, prompt in group])
+            lives = [live for live, _ in group]
+            self._rows += lives
+            events += self._draw(lives, logits)
+            if n_read >= PROMPT_TOKENS_PER_STEP:
                 break
-            n_read += len(prompt)
-            key, request = self._waiting.popleft()
-            live = _Live(key, request, prompt, self._words)
-            logits = self._model.read(len(self._rows), prompt)
-            self._rows.append(live)
-            events += self._draw([live], logits[None])
         return events
+
+    def _enter(self) -> tuple[_Live, list[int]]:
+        key, request = self._waiting.popleft()
+        prompt, _ = self.fit(request)
+        return _Live(key, request, prompt, self._words), prompt
+
+    def _fits_beside(self, group: list[tuple[_Live, list[int]]], n_read: int) -> bool:
+        """Whether the next waiting prompt can be read with the group: a row, length and budget."""
+        if not self._waiting or len(self._rows) + len(group) >= self.max_rows:
+            return False
+        n_tokens = len(group[0][1])
+        if n_read + n_tokens > PROMPT_TOKENS_PER_STEP:
+            return False
+        return len(self.fit(self._waiting[0][1])[0]) == n_tokens
 
     # --- drawing ----------------------------------------------------------------------------------
 
     def _draw(self, rows: list[_Live], logits: Tensor) -> list[Event]:
         """A token for each row from its logits (B, V); rows that end are freed."""
         logits = logits[:, : self._words.vocab_size]  # further rows of the embedding mean nothing
-        is_sound = logits.amax(dim=-1).isfinite().tolist()
+        is_sound = [math.isfinite(most) for most in logits.amax(dim=-1).tolist()]
         tokens = self._sample(rows, logits)
         events = []
         for i, (live, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -220,13 +239,19 @@ class Engine:
             groups.setdefault(live.request.sampling, []).append(i)
         tokens = [0] * len(rows)
         for cfg, members in groups.items():
-            uniform = torch.cat([
-                torch.rand(1, generator=rows[i].generator, dtype=torch.float64) for i in members
-            ]).to(logits.device)  # fmt: skip
+            uniform = self._uniform([rows[i] for i in members], cfg).to(logits.device)
             chosen = logits if len(members) == len(rows) else logits[members]
             for i, token in zip(members, sample(chosen, cfg, uniform).tolist(), strict=True):
                 tokens[i] = token
         return tokens
+
+    @staticmethod
+    def _uniform(rows: list[_Live], cfg: SamplingConfig) -> Tensor:
+        """(B,) float64 from [0, 1), from each request's own generator."""
+        if cfg.temperature == 0:
+            return torch.empty(0)
+        draws = [torch.rand(1, generator=row.generator, dtype=torch.float64) for row in rows]
+        return draws[0] if len(draws) == 1 else torch.cat(draws)
 
     def _event(self, live: _Live, token: int, logits: Tensor) -> Event:
         request = live.request

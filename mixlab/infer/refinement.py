@@ -25,6 +25,7 @@ class Step(NamedTuple):
 
     logits: Tensor  # (n, L, V)
     score: Tensor  # (n,) the exit score
+    heads: Tensor | None  # (n, 1 or 2) logits of the halting head in this segment
     state: RefinerState
 
 
@@ -47,9 +48,11 @@ class Refining:
         self.state = out.state
         halting, logits = self.model.cfg.halting, out.logits
         if out.halt_logits is None:
-            return Step(logits, torch.zeros(len(logits), device=logits.device), out.state)
+            nothing = torch.zeros(len(logits), device=logits.device)
+            return Step(logits, nothing, None, out.state)
         if not halting.unrolls:
-            return Step(logits, halt_score(halting, out.halt_logits), out.state)
+            score = halt_score(halting, out.halt_logits)
+            return Step(logits, score, out.halt_logits, out.state)
         h = out.halt_logits[:, 0].sigmoid()
         left = 1 - self._spent
         if halting.kind == "act":
@@ -59,7 +62,7 @@ class Refining:
             self._spent = (self._spent + h).clamp(max=1.0)
         else:
             self._spent = self._spent + left * h
-        return Step(logits, self._spent.logit(eps=EPSILON), out.state)
+        return Step(logits, self._spent.logit(eps=EPSILON), out.halt_logits, out.state)
 
     def keep(self, rows: Tensor) -> None:
         """Drop all but `rows` (bool), which are done: nothing is computed for the others."""

@@ -28,7 +28,7 @@ def test_recorded_steps_are_the_whole_texts(name):
     rows = row_model(model, loops=None if model.recursion is None else Loops())
     assert isinstance(rows, FusedRows) and rows.is_static
     texts = [list(text) for text in PROMPTS]
-    found = torch.stack([rows.read(i, text) for i, text in enumerate(texts)])
+    found = torch.stack([rows.read(i, [text])[0] for i, text in enumerate(texts)])
     for i in range(6):
         if i == 3:  # the first has ended, the last takes its place
             rows.move(2, 0)

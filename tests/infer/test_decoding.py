@@ -22,7 +22,7 @@ def draw(n, seed=0):
 
 def assert_follows(model, rows, texts, n_steps=5):
     """Logits of every row are those of its own text, while texts grow."""
-    found = torch.stack([rows.read(i, text) for i, text in enumerate(texts)])
+    found = torch.stack([rows.read(i, [text])[0] for i, text in enumerate(texts)])
     texts = [list(text) for text in texts]
     for i in range(n_steps):
         want = torch.stack([logits_after(model, text) for text in texts])
@@ -71,6 +71,21 @@ def test_settings_of_the_model(settings):
     assert_follows(model, row_model(model), PROMPTS, n_steps=2)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_prompts_of_one_length_are_read_together(name):
+    model = roughened(RECIPES[name])
+    rows = row_model(model)
+    rows.read(0, [[9, 8, 7]])
+    texts = [draw(6, 1), draw(6, 2), draw(6, 3)]
+    found = rows.read(1, texts)
+    want = torch.stack([logits_after(model, text) for text in texts])
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+    texts = [[9, 8, 7, 1], *([*text, 1] for text in texts)]
+    want = torch.stack([logits_after(model, text) for text in texts])
+    found = rows.step([1, 1, 1, 1])
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
+
+
 def looped(**recursion):
     parts = {"prelude_layers": 1, "core_layers": 1, "coda_layers": 1}
     mixer = {"kind": "attention", **SEQUENCE["attention"]["grouped"]}
@@ -87,7 +102,7 @@ def test_loops_of_a_fixed_number(injection, state_init):
     assert_follows(model, rows_at_trained_depth, PROMPTS, n_steps=2)
     text = [1, 2, 3]
     want = model(torch.tensor([text]), last_only=True, loops=Loops(steps=2)).logits[0, -1]
-    rows.read(0, text[:2])
+    rows.read(0, [text[:2]])
     torch.testing.assert_close(rows.step(text[2:])[0], want, rtol=1e-9, atol=1e-9)
 
 
@@ -116,7 +131,7 @@ def test_a_row_takes_the_place_of_another(name):
     rows = row_model(model)
     texts = [list(text) for text in PROMPTS]
     for i, text in enumerate(texts):
-        rows.read(i, text)
+        rows.read(i, [text])[0]
     rows.step([1, 1, 1])
     rows.move(2, 0)  # the first text has ended
     found = rows.step([2, 3])
@@ -129,12 +144,12 @@ def test_a_row_of_nan_does_not_outlive_its_text():
     """0 * NaN is NaN, so what a mask hides must not be a NaN."""
     model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
     rows = row_model(model)
-    rows.read(0, [1] * 20)
-    rows.read(1, [2] * 3)
+    rows.read(0, [[1] * 20])
+    rows.read(1, [[2] * 3])
     with torch.inference_mode():
         for cache in rows._caches:
             cache.kv[:, 0] = torch.nan
-    rows.read(0, [3, 4])
+    rows.read(0, [[3, 4]])
     found = rows.step([5, 6])
     torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
 
@@ -149,7 +164,7 @@ def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
     monkeypatch.setattr(channels.MoEStep, "_chosen", channels.MoEStep._all)
     texts = [list(text) for text in PROMPTS]
     for i, text in enumerate(texts):
-        rows.read(i, text)
+        rows.read(i, [text])[0]
     step = StaticStep(rows.forward, 4, rows.n_slots, rows._tables, torch.device("cpu"))
     for i in range(3):
         tokens = draw(3, seed=i)
@@ -178,7 +193,7 @@ def test_bytes_of_a_row_are_those_of_the_formula(name, n_tokens):
     model = roughened(cfg, torch.float32)
     loops = None if model.recursion is None else Loops()
     rows = row_model(model, loops=loops)
-    rows.read(0, draw(n_tokens))
+    rows.read(0, [draw(n_tokens)])
     layers = cfg.layers()
     if cfg.recursion is not None:
         first = cfg.recursion.prelude_layers
@@ -197,7 +212,7 @@ def bytes_held(rows):
 def test_a_state_that_does_not_grow_does_not_grow():
     model = roughened(small({"kind": "gated_deltanet", **SEQUENCE["gated_deltanet"]["plain"]}))
     rows = row_model(model)
-    rows.read(0, [1])
+    rows.read(0, [[1]])
     before = bytes_held(rows)
     for _ in range(40):
         rows.step([2])
@@ -209,7 +224,7 @@ def test_a_window_holds_no_more_than_the_window(window):
     mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"], "window": window}
     model = roughened(small(mixer, max_seq_len=600))
     rows = row_model(model)
-    rows.read(0, draw(50))
+    rows.read(0, [draw(50)])
     for token in draw(30):
         rows.step([token])
     assert all(cache.kv.shape[3] <= max(window, 1) for cache in rows._caches)

@@ -38,8 +38,8 @@ class MoEStep(ChannelStep):
         self.unit, self.scale = Unit(norm.weight.numel(), norm.eps, norm.weight), norm.weight
         experts = mixer.experts
         up = experts.gate_up_proj if experts.activation == "swiglu" else experts.up_proj
-        self.up = up.detach().to(dtype)  # (E, F or 2F, D)
-        self.down = experts.down_proj.detach().to(dtype)  # (E, D, F)
+        self.up = up.detach().to(dtype).mT.contiguous()  # (E, D, F or 2F), see `product`
+        self.down = experts.down_proj.detach().to(dtype).mT  # (E, F, D)
         self.shared: Projection | None = None
         self.shared_gate: Projection | None = None
         if mixer.shared_experts is not None:
@@ -80,24 +80,25 @@ class MoEStep(ChannelStep):
                 takers.setdefault(expert, []).append((row, slot))
         y = torch.zeros_like(x, dtype=weights.dtype)
         for expert, places in takers.items():
-            if len(places) == len(x):  # a row takes an expert once, so all rows take it
-                slots = [slot for _, slot in places]
-                chosen = x, weights[range(len(x)), slots] if len(x) > 1 else weights[0, slots]
-                y += self._expert(expert, *chosen)
+            rows, slots = zip(*places, strict=True)
+            if len(rows) == len(x):  # a row takes an expert once, so all rows take it, in order
+                share = weights[:, slots[0] : slots[0] + 1] if len(x) == 1 else None
+                share = weights[range(len(x)), slots, None] if share is None else share
+                y += self._expert(expert, x, share)
                 continue
-            rows, slots = (list(part) for part in zip(*places, strict=True))
-            y[rows] += self._expert(expert, x[rows], weights[rows, slots])
+            here = list(rows)
+            y[here] += self._expert(expert, x[here], weights[here, list(slots), None])
         return y
 
-    def _expert(self, expert: int, x: Tensor, weights: Tensor) -> Tensor:
-        hidden = _activate(F.linear(x, self.up[expert]), self.cfg.activation)
-        return F.linear(hidden, self.down[expert]) * weights[:, None]
+    def _expert(self, expert: int, x: Tensor, share: Tensor) -> Tensor:
+        hidden = _activate(x @ self.up[expert], self.cfg.activation)
+        return hidden.mul_(share.to(hidden.dtype)) @ self.down[expert]
 
     def _all(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Every expert on every row, for the weights are read anyway; nothing is waited for."""
         n_experts = len(self.up)
-        hidden = torch.matmul(x, self.up.mT)  # (E, B, F or 2F)
-        out = torch.bmm(_activate(hidden, self.cfg.activation), self.down.mT)  # (E, B, D)
+        hidden = torch.matmul(x, self.up)  # (E, B, F or 2F)
+        out = torch.bmm(_activate(hidden, self.cfg.activation), self.down)  # (E, B, D)
         share = torch.zeros(len(x), n_experts, dtype=weights.dtype, device=x.device)
         share.scatter_(1, indices, weights)  # (B, E)
         return torch.einsum("be,ebd->bd", share, out.to(weights.dtype))

@@ -50,8 +50,9 @@ class RowModel(Protocol):
     def fresh(self) -> "RowModel":
         """The same weights with rows of its own."""
 
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
-        """Start a row with a prompt; the logits (V,) of what follows it, float32 or wider."""
+    def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Start rows, from this one on, with prompts of one length; the logits (B, V) of what
+        follows each, float32 or wider."""
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """One more token for each of the first B rows; the logits (B, V) of what follows."""
@@ -74,7 +75,7 @@ class Prefill:
         self._precision = precision
 
     def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(1, T) tokens to the last one's logits (V,) and the state after them."""
+        """(B, T) tokens to the last ones' logits (B, V) and the state after them."""
         model, packing = self.model, None
         if self.prefix_lm and tokens.shape[1] > 1:
             packing = Packing.whole_prefix(tokens)
@@ -85,7 +86,7 @@ class Prefill:
                 out = model(tokens, state, packing, last_only=True, loops=self.loops)
         finally:
             model.train(was_training)
-        return at_least_float32(out.logits[0, -1]), out.state
+        return at_least_float32(out.logits[:, -1]), out.state
 
 
 def _casting(device: torch.device, dtype: torch.dtype | None) -> Any:
@@ -159,14 +160,15 @@ class FusedRows:
             cache.reserve(len(self.lengths), self.n_slots)
 
     @torch.inference_mode()
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
-        model = self._model
-        self.reserve(row + 1, len(tokens) + 1)
-        given = torch.tensor([list(tokens)], device=self._device)
-        logits, state = self._prefill(given, model.initial_state(1))
+    def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        n, n_tokens = len(prompts), len(prompts[0])
+        self.reserve(row + n, n_tokens + 1)
+        given = torch.tensor([list(prompt) for prompt in prompts], device=self._device)
+        logits, state = self._prefill(given, self._model.initial_state(n))
         for cache, part in zip(self._caches, self._plan.states(state), strict=True):
-            cache.put(row, part)
-        self.lengths[row] = len(tokens)
+            for i in range(n):
+                cache.put(row + i, row_of(part, i))
+        self.lengths[row : row + n] = [n_tokens] * n
         return logits
 
     @torch.inference_mode()
@@ -227,6 +229,15 @@ class FusedRows:
 
     def state_bytes(self, n_rows: int) -> int:
         return sum(c.row_bytes(n) for c in self._caches for n in self.lengths[:n_rows])
+
+
+def row_of(state: Any, row: int) -> Any:
+    """The state of one sequence, as if it had been read alone."""
+    if isinstance(state, Tensor):
+        return state[row : row + 1]
+    if isinstance(state, tuple):  # a NamedTuple, as all states are
+        return type(state)(*(row_of(part, row) for part in state))
+    return state
 
 
 class Plan:
@@ -292,14 +303,15 @@ class PlainRows:
         return PlainRows(self._prefill)
 
     @torch.inference_mode()
-    def read(self, row: int, tokens: Sequence[int]) -> Tensor:
-        self._states += [None] * (row + 1 - len(self._states))
-        self._states[row] = self._prefill.model.initial_state(1)
-        return self._one(row, tokens, self._prefill)
+    def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self._states += [None] * (row + len(prompts) - len(self._states))
+        for i in range(row, row + len(prompts)):
+            self._states[i] = self._prefill.model.initial_state(1)
+        return torch.cat([self._one(row + i, p, self._prefill) for i, p in enumerate(prompts)])
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
-        return torch.stack([self._one(row, [t], self._prefill) for row, t in enumerate(tokens)])
+        return torch.cat([self._one(row, [t], self._prefill) for row, t in enumerate(tokens)])
 
     def _one(self, row: int, tokens: Sequence[int], forward: Prefill) -> Tensor:
         device = forward.model.embed_tokens.weight.device

@@ -14,8 +14,8 @@ from mixlab.ops.rope import rope_table
 class Rotation(NamedTuple):
     """How far each row turns: x * cos + x.roll(R / 2) * sin over the R channels of a head."""
 
-    cos: Tensor  # (B, 1, R)
-    sin: Tensor  # (B, 1, R), negative in the first half
+    cos: Tensor  # (B, 1, R), or (1, 1, R) for all rows
+    sin: Tensor  # likewise, negative in the first half
 
 
 class RopeTables:
@@ -24,14 +24,17 @@ class RopeTables:
     def __init__(self) -> None:
         self._tables: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = {}
 
-    def at(self, n_seen: Tensor, dim: int, theta: float, dtype: torch.dtype, most: int) -> Rotation:
-        """For the next token of every row; no row has seen more than `most` tokens."""
+    def at(self, rows: "Rows", dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+        """For the next token of every row."""
+        n_seen, position, most = rows.n_seen, rows.position, rows.n_keys - 1
         key = (dim, theta, dtype)
         if key not in self._tables or len(self._tables[key][0]) <= most:
             positions = torch.arange(max(256, 2 * most), device=n_seen.device)
             cos, sin = rope_table(positions, dim, theta, dtype)
             self._tables[key] = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
         cos, sin = self._tables[key]
+        if position is not None:
+            return Rotation(cos[position, None, None], sin[position, None, None])
         return Rotation(cos[n_seen][:, None], sin[n_seen][:, None])
 
 
@@ -48,7 +51,7 @@ class Rows:
         self, n_seen: Tensor, n_keys: int, position: int | None, tables: RopeTables
     ) -> None:
         self.n_seen, self.n_keys, self.position = n_seen, n_keys, position
-        self.index = torch.arange(len(n_seen), device=n_seen.device)
+        self._index: Tensor | None = None
         self._tables = tables
         self._rotations: dict[tuple[int, float], Rotation] = {}
         self._masks: dict[int, Tensor] = {}
@@ -56,11 +59,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.n_seen)
 
+    @property
+    def index(self) -> Tensor:
+        """(B,) the rows' numbers."""
+        if self._index is None:
+            self._index = torch.arange(len(self.n_seen), device=self.n_seen.device)
+        return self._index
+
     def rotation(self, dim: int, theta: float, dtype: torch.dtype) -> Rotation:
         """Angles of the current tokens; `dtype` is float32 or wider."""
         if (dim, theta) not in self._rotations:
-            most = self.n_keys - 1
-            self._rotations[dim, theta] = self._tables.at(self.n_seen, dim, theta, dtype, most)
+            self._rotations[dim, theta] = self._tables.at(self, dim, theta, dtype)
         return self._rotations[dim, theta]
 
     def mask(self, n_slots: int) -> Tensor | None:

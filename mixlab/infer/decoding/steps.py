@@ -81,9 +81,9 @@ class Unit:
         """(..., dim) in float32 or wider, to the same."""
         if x.is_cuda:
             return nn.functional.rms_norm(x, (self._dim,), None, self._eps)
-        # Without the library's composite of generic operations: a CPU waits on each of them.
-        squares = torch.linalg.vecdot(x, x)
-        return x * torch.add(self._offset, squares, alpha=1 / self._dim).rsqrt_()[..., None]
+        # Fewer operations than the library's composite: a CPU waits on each of them.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.addcmul(self._offset, length, length, value=1 / self._dim).sqrt_()
 
 
 def fused(norm: RMSNorm, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
