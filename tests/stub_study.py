@@ -26,7 +26,6 @@ from mixlab.studies.job_store import Claim
 from mixlab.studies.lease import Observer
 from mixlab.studies.progress import Silent
 from mixlab.studies.results import RowCache
-from mixlab.studies.rounds import Rounds
 from mixlab.studies.watch import look_at, write_results
 from mixlab.studies.worker import JobScreen, Worker
 
@@ -98,12 +97,12 @@ def stub_job(claim: Claim, screen: JobScreen) -> dict[str, Any]:
         time.sleep(STEP_S)
         row = {"step": step, "tokens": 8 * step, "flops": 48e3 * step, "elapsed_s": 0.1 * step,
                "loss_nats": loss + 1 / step, "lr": lr, "grad_norm": 1.0}  # fmt: skip
+        if step == 5 and lr > 0.0018 and config["arm"] == "equal":
+            raise NonFiniteLossError("step 5: the loss is nan")
+        if step == 7 and config["arm"] == "buggy" and config["seed"] == 2:
+            raise RuntimeError("a bug that comes back")
         append_line(run / "metrics.jsonl", row)
         screen.training(row, N_STEPS, None)
-        if step == 5 and lr > 0.0035 and config["arm"] != "high":
-            raise NonFiniteLossError("step 5: the loss is nan")
-        if step >= 7 and config["arm"] == "buggy" and config["seed"] == 2:
-            raise RuntimeError("a bug that comes back")
     row = {"step": N_STEPS, "tokens": 8 * N_STEPS, "elapsed_s": 0.1 * N_STEPS,
            "split": "validation", "loss_nats": loss, "accuracy": 0.5, "perplexity": 20.0,
            "bits_per_byte": 1.0, "n_tokens": 64, "weights": "raw"}  # fmt: skip
@@ -135,13 +134,13 @@ def drive(folder: Path, executor: Any, screen: Any = None, **settings: Any) -> N
                     **settings)  # fmt: skip
     with driver:
         content = json.loads((folder / "study.json").read_text())
-        rounds, cache = Rounds(content), RowCache(folder, content)
+        cache = RowCache(folder, content)
         driver.drive(
-            lambda: cache.refresh(rounds),
+            cache.refresh,
             lambda: look_at(folder, content),
-            settled=lambda: write_results(folder) and None,
+            settled=lambda: write_results(folder, cache) and None,
         )
-    write_results(folder)
+        write_results(folder)
 
 
 def fork(folder: Path, body: Callable[[], Any]) -> int:
@@ -300,8 +299,7 @@ def deaths(root: Path, who: str, every: int, design: dict[str, Any]) -> list[str
         folder = root / f"{n}" / "stub"
         start_stub(folder, design)
         store_queue = Driver(folder, lambda: None, Silent())  # type: ignore[arg-type,return-value]
-        rounds, cache = Rounds(design), RowCache(folder, design)
-        entries = cache.refresh(rounds)
+        entries = RowCache(folder, design).refresh()
         for entry in entries:
             store_queue.store.add(entry.job)
         store_queue.store.write_queue([e.address for e in entries], is_open=False)

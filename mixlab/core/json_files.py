@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +45,8 @@ def write_bytes_atomically(path: Path, content: bytes) -> Path:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Unique among processes of other machines, too, which may write to a shared folder.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:

@@ -21,7 +21,7 @@ from mixlab.studies.worker import DISK_FULL, OTHER_CODE
 POLL_S = 0.3
 QUICK_S = 20.0
 """A worker that ends sooner than that without a job done counts as failing to start."""
-MAX_QUICK_DEATHS = 5
+MAX_QUICK_DEATHS, RETRY_S = 5, 1.0
 
 
 class Wanted(Protocol):
@@ -67,6 +67,7 @@ class Driver:
         self._poll_s, self._beat_s = poll_s, beat_s
         self._lease: Lease | None = None
         self._slots: dict[int, _Slot] = {}
+        self._settled: set[str] = set()
         self._quick_deaths = 0
         self._retry_at = 0.0
 
@@ -137,11 +138,7 @@ class Driver:
         n_before = -1
         while True:
             entries = wanted()
-            waiting = []
-            for entry in entries:
-                if not self.store.add(entry.job).is_settled():
-                    waiting.append(entry.address)
-            waiting = list(dict.fromkeys(waiting))
+            waiting = self._waiting(entries)
             if waiting != queued:
                 self.store.write_queue(waiting, is_open=True)
                 queued = waiting
@@ -155,6 +152,18 @@ class Driver:
             self.screen.update(look())
             self._raise_if_stopped()
             time.sleep(self._poll_s)
+
+    def _waiting(self, entries: Sequence[Wanted]) -> list[str]:
+        """The addresses that are not settled; new jobs are written down."""
+        waiting: dict[str, None] = {}
+        for entry in entries:
+            if entry.address in self._settled or entry.address in waiting:
+                continue
+            if self.store.add(entry.job, entry.address).is_settled():
+                self._settled.add(entry.address)
+            else:
+                waiting[entry.address] = None
+        return list(waiting)
 
     def _raise_if_stopped(self) -> None:
         number = self._stop()
@@ -204,7 +213,7 @@ class Driver:
                 f"of worker {slot}:\n{words or '(nothing)'}"
             )
         if self._quick_deaths > self._executor.n_workers:
-            self._retry_at = time.monotonic() + 1.0
+            self._retry_at = time.monotonic() + RETRY_S
 
     def _end_workers(self, *, at_once: bool) -> None:
         """Tell workers that nothing more will come, and wait for them."""

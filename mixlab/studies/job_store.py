@@ -136,9 +136,9 @@ class JobStore:
             return []
         return sorted(p.name for p in self.jobs_path.iterdir() if (p / "job.json").exists())
 
-    def add(self, job: Job) -> JobFolder:
-        """Write the job down, if it is new."""
-        folder = self[job.address]
+    def add(self, job: Job, address: str | None = None) -> JobFolder:
+        """Write the job down, if it is new; `address` saves working it out again."""
+        folder = self[address or job.address]
         if not (folder.path / "job.json").exists():
             write_json(folder.path / "job.json", asdict(job))
         return folder

@@ -114,36 +114,37 @@ def _reduced(environment: Mapping[str, Any]) -> Row:
 
 
 class RowCache:
-    """Rows of settled jobs, each read from the disk once."""
+    """A design with the rows of its settled jobs, each read from the disk once."""
 
     def __init__(self, folder: Path, design: Row) -> None:
-        self._store, self._folder, self._design = JobStore(folder), folder, design
+        self._store, self._folder, self.design = JobStore(folder), folder, design
+        self.rounds = Rounds(design)
         self.rows: dict[str, Row] = {}
 
-    def refresh(self, rounds: Rounds) -> list[Entry]:
+    def refresh(self) -> list[Entry]:
         """Read what has been settled since; returns every run that is wanted now."""
         while True:
-            entries = rounds.entries(self.rows)
+            entries = self.rounds.entries(self.rows)
             new = False
             for entry in entries:
                 if entry.address in self.rows:
                     continue
-                row = job_row(self._design, self._store[entry.address], self._folder)
+                row = job_row(self.design, self._store[entry.address], self._folder)
                 if row is not None:
                     self.rows[entry.address], new = row, True
             if not new:
                 return entries
 
 
-def collect(folder: Path) -> Row:
-    """The content of results.json.
+def collect(folder: Path, cache: RowCache | None = None) -> Row:
+    """The content of results.json; `cache` holds what a driver of the folder has read already.
 
     Raises:
         LabError: there is no study in this folder, or a file of it is damaged.
     """
-    design = read_design(folder)
-    rounds, cache = Rounds(design), RowCache(folder, design)
-    entries = cache.refresh(rounds)
+    cache = cache or RowCache(folder, read_design(folder))
+    design, rounds = cache.design, cache.rounds
+    entries = cache.refresh()
     jobs, environments = _jobs(entries, cache.rows)
     arms = [_arm(rounds, name, cache.rows, jobs) for name in rounds.arms]
     kept = ("name", "about", "is_smoke", "metric", "baseline", "seeds", "budget", "tune", "code",

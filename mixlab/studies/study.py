@@ -19,7 +19,7 @@ from mixlab.studies.layout import link_runs, write_design
 from mixlab.studies.prepare_study import devices
 from mixlab.studies.progress import Snapshot, StudyScreen, set_aside_lines, snapshot
 from mixlab.studies.results import RowCache, collect
-from mixlab.studies.rounds import Entry, Rounds
+from mixlab.studies.rounds import Entry
 from mixlab.studies.watch import label_of, look_at, write_results
 from mixlab.training.length import Length
 
@@ -126,27 +126,27 @@ def executor_for(found: Design, folder: Path) -> OpenExecutor:
 def drive_design(driver: Driver, content: dict[str, Any]) -> dict[str, Any]:
     """Run all that study.json wants; returns results.json, which is written, too."""
     folder, screen = driver.folder, driver.screen
-    rounds, cache = Rounds(content), RowCache(folder, content)
-    for line in set_aside_lines(collect(folder)["set_aside"]):
+    cache = RowCache(folder, content)
+    for line in set_aside_lines(collect(folder, cache)["set_aside"]):
         screen.note(line)
     labels: dict[str, str] = {}
 
     def wanted() -> list[Entry]:
-        entries = cache.refresh(rounds)
+        entries = cache.refresh()
         for entry in entries:
             labels.setdefault(entry.address, label_of(entry))
         refuse_overspending(content, cache)
         return entries
 
     def look() -> Snapshot:
-        n_expected = rounds.n_expected(cache.rows)
+        n_expected = cache.rounds.n_expected(cache.rows)
         return snapshot(driver.store, labels, cache.rows, n_expected, n_workers=driver.n_workers)
 
     def settled() -> None:
-        link_runs(folder, write_results(folder))
+        link_runs(folder, write_results(folder, cache))
 
     driver.drive(wanted, look, settled=settled)
-    return write_results(folder)
+    return write_results(folder, cache)
 
 
 def refuse_overspending(content: dict[str, Any], cache: RowCache) -> None:

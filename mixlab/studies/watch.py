@@ -8,7 +8,7 @@ from mixlab.studies.job_store import JobStore
 from mixlab.studies.lease import Observer
 from mixlab.studies.progress import Snapshot, snapshot, status_text
 from mixlab.studies.results import RowCache, collect, read_design
-from mixlab.studies.rounds import Entry, Rounds
+from mixlab.studies.rounds import Entry
 
 
 def label_of(entry: Entry) -> str:
@@ -17,18 +17,18 @@ def label_of(entry: Entry) -> str:
     return f"{what}, rate {entry.lr:.3g}" if entry.purpose == "tuning" else what
 
 
-def write_results(folder: Path) -> dict[str, Any]:
+def write_results(folder: Path, cache: RowCache | None = None) -> dict[str, Any]:
     """Work results.json out anew."""
-    results = collect(folder)
+    results = collect(folder, cache)
     write_json(folder / "results.json", results)
     return results
 
 
 def look_at(folder: Path, content: dict[str, Any]) -> Snapshot:
     """One look at a study folder from outside."""
-    rounds, cache = Rounds(content), RowCache(folder, content)
-    labels = {entry.address: label_of(entry) for entry in cache.refresh(rounds)}
-    n_expected = rounds.n_expected(cache.rows)
+    cache = RowCache(folder, content)
+    labels = {entry.address: label_of(entry) for entry in cache.refresh()}
+    n_expected = cache.rounds.n_expected(cache.rows)
     return snapshot(JobStore(folder), labels, cache.rows, n_expected)
 
 
