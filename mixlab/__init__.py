@@ -13,11 +13,12 @@ The same code runs behind the command line.
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Run", "RunConfig", "open_run", "recipe", "train"]
+__all__ = ["Run", "RunConfig", "compare", "open_run", "recipe", "train"]
 
 if TYPE_CHECKING:
     from mixlab.jobs.api import Run, open_run, recipe, train
     from mixlab.jobs.config import RunConfig
+    from mixlab.studies.comparison import compare
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
     from mixlab.jobs.process import tune_process
 
     tune_process()
+    if name == "compare":
+        from mixlab.studies import comparison
+
+        return comparison.compare
     from mixlab.jobs import api
 
     return getattr(api, name)

@@ -1,5 +1,8 @@
 """Two models timed in turn, so that what else the machine does slows both alike.
 
+On a CPU the time is that of this process, which other processes hardly change; on a GPU that of the
+clock.
+
 Where an update of a model takes a different time at each drawn depth, every depth is timed and the
 times are weighed by their chances.
 """
@@ -32,16 +35,18 @@ class Timed(NamedTuple):
 
 def time_side_by_side(first: AnyRunConfig, second: AnyRunConfig) -> Timed:
     """Time updates of two configs, whose length is in steps, in turn. Nothing is learnt."""
+    on_cpu = settle_hardware(first.train).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
     with torch.random.fork_rng():
         steps = [(_stepper(config), _strata(config)) for config in (first, second)]
         times: list[list[list[float]]] = [[[] for _ in strata] for _, strata in steps]
         for i in range(N_ROUNDS + 1):
             for (step, strata), found in zip(steps, times, strict=True):
                 for (position, _), taken in zip(strata, found, strict=True):
-                    start = time.perf_counter()
+                    start = clock()
                     step(position)
                     if i:
-                        taken.append(time.perf_counter() - start)
+                        taken.append(clock() - start)
     means = [
         sum(chance * statistics.median(taken) for (_, chance), taken in zip(s, f, strict=True))
         for (_, s), f in zip(steps, times, strict=True)
