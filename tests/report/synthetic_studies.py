@@ -123,7 +123,7 @@ def _job(
     key = metric.rpartition(".")[2]
     tokens, flops, seconds = 20e6, 1.4e15 * cost, 300 * cost * (1 + 0.02 * rng.standard_normal())
     run = folder / "jobs" / address / "done" / "run"
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     bytes_per_token = 3.1
     lines = []
     for i in range(n_evals + 1):

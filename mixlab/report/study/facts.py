@@ -7,6 +7,8 @@ from mixlab.core import units
 from mixlab.report.material import at, number
 from mixlab.report.study.figures import plural
 
+_SPLITS = ("train", "validation", "test")
+
 
 def study_facts(tree: Mapping[str, Any]) -> dict[str, str]:
     """Name -> text, for what `results.json` says; what it does not say is left out."""
@@ -57,11 +59,11 @@ def _text(data: Mapping[str, Any]) -> str:
 
 
 def _split(data: Mapping[str, Any]) -> str:
-    splits = data.get("splits") or {}
+    splits = {name: one for name, one in (data.get("splits") or {}).items() if name in _SPLITS}
     parts = [
         f"{name} {units.count(one['tokens'])} tokens"
-        for name, one in splits.items()
-        if isinstance(one, Mapping) and number(one.get("tokens")) is not None
+        for name in sorted(splits, key=_SPLITS.index)
+        if isinstance(one := splits[name], Mapping) and number(one.get("tokens")) is not None
     ]
     return f"by whole documents before tokenising: {', '.join(parts)}" if parts else ""
 

@@ -1,21 +1,21 @@
 """One look per arm, the same in every chart and table: a colour, a dash and a marker.
 
-Seven colours are as many as colour-blind readers tell apart; from the eighth arm on the colours
-come again with another dash and another marker. Each colour has a darker form for light paper and
-a lighter one for dark paper. After Okabe and Ito, https://jfly.uni-koeln.de/color/.
+Seven colours, chosen by search so that any two stay apart for every kind of colour blindness; from
+the eighth arm on they come again with another dash and another marker. Light and dark paper have
+their own seven.
 """
 
 from typing import NamedTuple
 
 LIGHT = {
-    "c0": "#0072b2", "c1": "#d55e00", "c2": "#009e73", "c3": "#b84d8b",
-    "c4": "#b88700", "c5": "#3fa7e0", "c6": "#5f5f6b",
+    "c0": "#00508d", "c1": "#ff6100", "c2": "#05ad66", "c3": "#d06396",
+    "c4": "#753f08", "c5": "#3279ff", "c6": "#4b494d",
     "paper": "#ffffff", "card": "#f6f7f9", "ink": "#1c1e21", "faint": "#6a707a", "grid": "#e3e6ea",
     "good": "#00704f", "bad": "#b3401a", "link": "#0b5fa5",
 }  # fmt: skip
 DARK = {
-    "c0": "#4aa8e8", "c1": "#f08a3c", "c2": "#2cc796", "c3": "#e08fc0",
-    "c4": "#e3b93c", "c5": "#a6dbff", "c6": "#a9abb8",
+    "c0": "#3f78ff", "c1": "#e4630f", "c2": "#37d88b", "c3": "#c85dbe",
+    "c4": "#e1e94c", "c5": "#bfddff", "c6": "#808080",
     "paper": "#15181c", "card": "#1d2126", "ink": "#e8eaed", "faint": "#9aa2ad", "grid": "#31373f",
     "good": "#46d6a5", "bad": "#ff9d73", "link": "#7fc1f7",
 }  # fmt: skip

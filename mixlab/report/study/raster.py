@@ -1,10 +1,14 @@
 """Scenes side by side as one PNG, for papers and slides. The same numbers give the same bytes."""
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path as File
 
+from matplotlib import get_data_path
 from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Polygon
 from matplotlib.text import Text
@@ -16,6 +20,7 @@ from mixlab.report.study.scene import Path, Scene, Shape, Words
 from mixlab.report.study.svg import corners
 
 _GAP, _EDGE, _KEY_LINE = 22.0, 18.0, 20.0
+_SIDES = {"start": "left", "middle": "center", "end": "right"}
 _DPI = 100.0
 """Of the layout, which is in pixels of a screen; `png` writes 1.3 pixels for each."""
 
@@ -78,6 +83,13 @@ def _add_scene(figure: Figure, scene: Scene, left: float, top: float, height: fl
         pen.words(words)
 
 
+@cache
+def _font(is_bold: bool) -> FontProperties:
+    """The font that comes with matplotlib, by its file: the same on every machine, and quick."""
+    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
+    return FontProperties(fname=File(get_data_path()) / "fonts" / "ttf" / name)
+
+
 class _Pen:
     """Draws in pixels from (left, top) of a figure; the last drawn is on top."""
 
@@ -117,17 +129,14 @@ class _Pen:
             self._add(Polygon(corners(shape), closed=True, **look))
 
     def words(self, words: Words) -> None:
-        self._add(
-            Text(
-                words.x, words.y, words.text, color=LIGHT[words.colour], fontsize=0.72 * words.size,
-                horizontalalignment={"start": "left", "middle": "center", "end": "right"}[
-                    words.anchor
-                ],
-                verticalalignment="baseline", fontweight="bold" if words.bold else "normal",
-                rotation=90 if words.turned else 0, rotation_mode="anchor", parse_math=False,
-                transform=self.at,
-            )
+        text = Text(
+            words.x, words.y, words.text, color=LIGHT[words.colour],
+            fontproperties=_font(words.bold), horizontalalignment=_SIDES[words.anchor],
+            verticalalignment="baseline", rotation=90 if words.turned else 0,
+            rotation_mode="anchor", parse_math=False, transform=self.at,
         )  # fmt: skip
+        text.set_fontsize(0.72 * words.size)
+        self._add(text)
 
     def _add(self, artist: Artist) -> None:
         artist.set_zorder(len(self.figure.get_children()))

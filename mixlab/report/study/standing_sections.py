@@ -80,7 +80,9 @@ def leaderboard(view: View) -> Html:
 
 def _how_to_read(view: View) -> str:
     comparison = view.analysis.comparison
-    if comparison is None or comparison.n_tested == 0:
+    if comparison is None:
+        return "No arm is ranked, for the reasons above; the figures are shown all the same."
+    if comparison.n_tested == 0:
         return "Without a second seed there is no interval, no test and no rank."
     return (
         "The rank is one more than the number of arms that are better by more than noise, so arms "

@@ -39,7 +39,7 @@ def findings(analysis: Analysis, metric: Metric) -> list[Sentence]:
     else:
         answers = _answers(analysis, metric)
     found += [Sentence("answer", text) for text in answers if text]
-    if analysis.comparison is not None:
+    if analysis.floor is not None:
         found += [Sentence("noise", text) for text in _noise(analysis, metric)]
     return found + [Sentence("note", text) for text in _notes(analysis)]
 
@@ -198,15 +198,26 @@ def _warnings(analysis: Analysis) -> list[str]:
             "This repeats a published design on purpose, with its faults. It is here for the "
             "record; draw no conclusion from it."
         )
+    unigram = [run.unigram for run in study.runs if run.unigram is not None]
+    losses = [run.results["loss_nats"] for a in study.arms for run in a.finished
+              if "loss_nats" in run.results]  # fmt: skip
+    if study.metric == "loss_nats" and unigram and losses and min(losses) >= min(unigram):
+        found.append(
+            f"No run is below the unigram entropy ({min(unigram):.3f} nats per token): none has "
+            "learned to use the text before a token, so their order says little."
+        )
     return found
 
 
 def _notes(analysis: Analysis) -> list[str]:
     found = []
-    aside = [s.arm for s in analysis.standings if s.arm.why_not]
-    if aside:
-        reasons = "; ".join(f"{arm.name} ({arm.why_not.rstrip('.')})" for arm in aside)
-        found.append(f"Not ranked: {reasons}.")
+    by_reason: dict[str, list[str]] = {}
+    for standing in analysis.standings:
+        if standing.arm.why_not:
+            by_reason.setdefault(standing.arm.why_not.rstrip("."), []).append(standing.arm.name)
+    if by_reason:
+        parts = [f"{listed(names)} ({reason})" for reason, names in by_reason.items()]
+        found.append(f"Not ranked: {'; '.join(parts)}.")
     failed = [
         arm.name for arm in analysis.study.arms if any(run.status == "failed" for run in arm.runs)
     ]

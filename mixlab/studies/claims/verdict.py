@@ -70,7 +70,7 @@ def judge(claim: ClaimFile, study: Study) -> Verdict:
     lower = metric in QUANTITIES or study.lower_is_better
     values = {arm.name: _values(arm, metric) for arm in study.arms}
     alphas = [claim.alpha] * len(claim.all_of)
-    alphas += [claim.alpha / len(claim.any_of)] * len(claim.any_of)
+    alphas += [claim.alpha / len(claim.any_of) for _ in claim.any_of]
     judged = tuple(
         _statement(statement, study, values, alpha, lower)
         for statement, alpha in zip(claim.statements, alphas, strict=True)
