@@ -83,6 +83,8 @@ class CheckContext:
     """The `TokenShards` of "train", "validation", "test"; None: no text is at hand."""
     trained: TrainedModel | None = None
     """None for a recipe."""
+    thorough: bool = True
+    """Whether a looped model is tried at every depth rather than at three."""
     accumulate: Callable[..., Any] = accumulate_gradients
     """The gradient of one update, from micro-batches."""
     evaluate: Callable[..., Any] = evaluate

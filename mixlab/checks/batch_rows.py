@@ -29,7 +29,7 @@ def check_batch_rows(context: CheckContext) -> Finding:
     figures = {}
     for mode in ("training", "evaluation"):
         model.train(mode == "training")
-        for loops in loop_settings(model):
+        for loops in loop_settings(model, thorough=context.thorough):
             for name, difference in _differences(model, tokens, loops).items():
                 figures[name] = max(figures.get(name, 0.0), difference)
     worst = max(figures.values())

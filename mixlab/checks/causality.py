@@ -34,7 +34,7 @@ def check_causality(context: CheckContext) -> Finding:
     # Training mode: routing with a capacity, for one, may differ from evaluation.
     model.train()
     n_leaks, n_pairs, largest, effect = 0, 0, 0.0, 0.0
-    for loops in loop_settings(model):
+    for loops in loop_settings(model, thorough=context.thorough):
         leaks, pairs, size = _gradient_leaks(model, SHORT, loops)
         n_leaks, n_pairs, largest = n_leaks + leaks, n_pairs + pairs, max(largest, size)
         effect = max(effect, _effect_of_later_tokens(model, context.seq_len, loops))

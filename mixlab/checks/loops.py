@@ -8,20 +8,30 @@ from mixlab.nn.recursion.exit import stop_chances
 from mixlab.nn.recursion.loop_pass import Exit, Loops
 
 ROWS, LENGTH = 2, 24
+MAX_DEPTHS = 6
 
 
-def loop_settings(model: nn.Module) -> list[Loops | None]:
-    """One loop, the trained depth, twice that, and with early exits; [None] for a plain model.
+def loop_settings(model: nn.Module, *, thorough: bool = True) -> list[Loops | None]:
+    """Every depth to twice the trained one, and with early exits; [None] for a plain model.
 
-    The exit threshold is one at which about half of the tokens leave on the way.
+    Beyond `MAX_DEPTHS` depths some are left out; without `thorough` one loop, the trained depth and
+    twice that remain. Tokens leave at a threshold at which about half of them do on the way, and,
+    where all is looked at, at one at which most leave at once.
     """
     looped = getattr(model, "recursion", None)
     if looped is None:
         return [None]
     steps = looped.cfg.depth.trained_steps
-    settings: list[Loops | None] = [Loops(n) for n in sorted({1, steps, 2 * steps})]
+    depths = {1, steps, 2 * steps}
+    if thorough:
+        depths |= set(range(1, min(2 * steps, MAX_DEPTHS) + 1))
+    settings: list[Loops | None] = [Loops(n) for n in sorted(depths)]
     if looped.cfg.halting.kind != "fixed":
-        settings.append(Loops(steps, may_exit=True, exit_threshold=_middle(model, steps)))
+        middle = _middle(model, steps)
+        settings.append(Loops(steps, may_exit=True, exit_threshold=middle))
+        if thorough:
+            early = middle / 10 if looped.cfg.halting.kind == "gate" else 10 * middle
+            settings.append(Loops(2 * steps, may_exit=True, exit_threshold=early))
     return settings
 
 

@@ -28,7 +28,8 @@ def check_memory_between_calls(context: CheckContext) -> Finding:
     model = context.probe()
     a, b = (random_tokens(model, 3, LENGTH, seed=seed) for seed in (9, 10))
     worst = 0.0
-    for is_training, loops in itertools.product((True, False), loop_settings(model)):
+    settings = loop_settings(model, thorough=context.thorough)
+    for is_training, loops in itertools.product((True, False), settings):
         model.train(is_training)
         fresh, used = pristine(model), pristine(model)
         logits_of(used, a, loops=loops)

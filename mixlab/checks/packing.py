@@ -23,7 +23,8 @@ LENGTHS = (37, 1, 2, 30)
 def check_packing(context: CheckContext) -> Finding:
     """Each document packed with others, against alone, and with the first one replaced."""
     model = context.probe()
-    found = [_differences(model, loops) for loops in loop_settings(model)]
+    settings = loop_settings(model, thorough=context.thorough)
+    found = [_differences(model, loops) for loops in settings]
     against_alone, effect = (max(column) for column in zip(*found, strict=True))
     figures = {"against_alone": against_alone, "effect_of_first_document": effect}
     measured = (

@@ -26,7 +26,8 @@ def check_stepwise(context: CheckContext) -> Finding:
     """Single tokens, then many at once, then single tokens, all through the state."""
     model = context.probe()
     tokens = random_tokens(model, 2, LENGTH, seed=6)
-    difference = max(_difference(model, tokens, loops) for loops in loop_settings(model))
+    settings = loop_settings(model, thorough=context.thorough)
+    difference = max(_difference(model, tokens, loops) for loops in settings)
     figures = {"difference": difference, "length": LENGTH}
     measured = f"logits differ by {difference:.1e} of their size over {LENGTH} tokens"
     if difference <= ROUNDING:

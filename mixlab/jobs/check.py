@@ -139,6 +139,7 @@ def check_before_training(run: RunDir, session: Session, screen: Screen) -> None
         seq_len=min(config.data.seq_len, QUICK_SEQ_LEN),
         optimizer=config.train.optimizer,
         loader=session.loader,
+        thorough=False,
     )
     results = run_checks([entry for entry in CHECKS.values() if entry.is_quick], context)
     report = CheckReport(run.name, size, results, time.perf_counter() - start, [])
