@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mixlab.core.config import decode
 from mixlab.core.errors import ConfigError, DataError
+from mixlab.core.run_dir import is_run
 from mixlab.data.tokenizers.base import KNOWN_EOS, Tokenizer, load_tokenizer
 from mixlab.export import TARGETS
 from mixlab.export.fields import CODE, Fields, ModelFolderError
@@ -52,6 +53,10 @@ def read_stock_folder(folder: Path) -> StockModel:
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise ModelFolderError(f"{folder} {what}: expected a model folder with a {CONFIG}.")
+    if is_run(folder):
+        raise ModelFolderError(
+            f"{folder} is a run already: expected a model folder with a {CONFIG}."
+        )
     target, config, is_tied = _read_config(folder)
     moves = target.moves(config)
     with torch.device("meta"):
