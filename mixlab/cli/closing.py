@@ -126,7 +126,7 @@ def _refinement(result: "RunResult") -> str:
         f"Trained {units.count(summary['n_params'])} parameters in "
         f"{units.duration(summary['train_s'])}.",
         f"Test puzzles: {units.percent(test['exact_accuracy'])} solved after "
-        f"{test['reasoning_steps']:g} segments each.",
+        f"{test['eval/reasoning_steps']:g} segments each.",
     ]
     if eager is not None:
         lines.append(
@@ -139,8 +139,9 @@ def _refinement(result: "RunResult") -> str:
         f"Report: {run.report_path}",
         "",
         "Next:",
+        f"  mixlab solve {_quoted(run.path)} --steps",
+        f"  mixlab check {_quoted(run.path)}",
         f"  mixlab extend {_quoted(run.path)} --steps {2 * summary['steps']}",
-        "  mixlab list recipes",
     ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from mixlab.infer.refinement import Refining
+from mixlab.infer.refinement import Refining, Step
 from mixlab.nn.recursion.refiner import Refiner
 from mixlab.ops.stablemax import label_nats
 
@@ -31,6 +31,8 @@ class Trace(NamedTuple):
     blank_accuracy: np.ndarray  # (S, n)
     loss_nats: np.ndarray  # (S, n) mean over a puzzle's labels
     scores: np.ndarray  # (S, n) exit scores
+    q_halt: np.ndarray  # (S, n) chance of halting in this segment, sigma(logit); 0 without a head
+    q_continue: np.ndarray  # (S, n) worth of going on; 0 where it is not learned
     delta_H: np.ndarray  # (S, n) relative change of z_H
     delta_L: np.ndarray  # (S, n)
 
@@ -93,6 +95,7 @@ def _trace_batch(
                 _share(is_right & blank, blank),
                 nats / asked.sum(dim=1).clamp(min=1),
                 step.score,
+                *_chances(step),
                 *deltas,
             )
         )
@@ -101,6 +104,15 @@ def _trace_batch(
         torch.stack(values).to(torch.float32 if values[0].is_floating_point() else values[0].dtype)
         .cpu().numpy() for values in zip(*rows, strict=True)
     ]  # fmt: skip
+
+
+def _chances(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the halting head says of halting and of going on; (n,) each."""
+    nothing = torch.zeros_like(step.score)
+    if step.heads is None:
+        return nothing, nothing
+    halt = step.heads[:, 0].sigmoid()
+    return halt, step.heads[:, 1].sigmoid() if step.heads.shape[1] == 2 else nothing
 
 
 def _share(hits: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
@@ -126,6 +138,10 @@ def figures(t: Trace, *, n_steps: int, min_steps: int, has_head: bool) -> dict[s
     }
     if has_head:
         row.update(halting_figures(right, scores, min_steps))
+        for name, chances in (("q_halt", t.q_halt), ("q_continue", t.q_continue)):
+            if chances.any():
+                row[f"{name}_mean"] = float(chances[:n_steps].mean())
+                row[f"{name}_mean_by_step"] = [float(q) for q in chances[:n_steps].mean(axis=1)]
     return row
 
 
@@ -136,19 +152,18 @@ def halting_figures(right: np.ndarray, scores: np.ndarray, min_steps: int) -> di
     probability = sigmoid(scores)
     n_steps = len(scores)
     return {
-        "q_halt_mean": float(probability.mean()),
         "q_halt_accuracy": float((halts == right).mean()),
         "premature_halt_rate": float((halts & ~right).mean()),
         "late_halt_rate": float((~halts & right).mean()),
         "halt_ece": calibration_error(probability.ravel(), right.ravel()),
         "halt_auroc": auroc(scores.ravel(), right.ravel()),
         "halt_auroc_by_step": [auroc(s, r) for s, r in zip(scores, right, strict=True)],
-        "eval_counterfactual": {
-            "reasoning_steps": float(exits.mean()),
-            "exact_accuracy": float(at_exit(right, exits).mean()),
-            "forced_halt_rate": float((~halts[min_steps - 1 :].any(axis=0)).mean()),
-            "halt_histogram": np.bincount(exits, minlength=n_steps + 1)[1:].tolist(),
-        },
+        "eval_counterfactual/reasoning_steps": float(exits.mean()),
+        "eval_counterfactual/exact_accuracy": float(at_exit(right, exits).mean()),
+        "eval_counterfactual/forced_halt_rate": float((~halts[min_steps - 1 :].any(axis=0)).mean()),
+        "eval_counterfactual/halt_histogram": np.bincount(exits, minlength=n_steps + 1)[
+            1:
+        ].tolist(),
     }
 
 

@@ -47,7 +47,7 @@ def evaluation_text(row: Row, context: Row) -> str:
         return (
             f"step {row['step']}: {units.percent(row['exact_accuracy'])} of the validation puzzles"
             f" solved, {units.percent(row['blank_accuracy'])} of their blanks right, loss"
-            f" {row['loss_nats']:.4f} nats after {row['reasoning_steps']:g} segments"
+            f" {row['loss_nats']:.4f} nats after {row['eval/reasoning_steps']:g} segments"
         )
     return (
         f"step {row['step']}: validation loss {row['loss_nats']:.4f} nats"

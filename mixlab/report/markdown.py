@@ -16,7 +16,12 @@ from mixlab.report.experts_section import experts_section
 from mixlab.report.looped import looped_section
 from mixlab.report.markup import code, fenced, plain, table
 from mixlab.report.material import Facts, Material, at, number
-from mixlab.report.refinement_section import refinement_section
+from mixlab.report.refinement_section import (
+    is_refinement,
+    refinement_results,
+    refinement_section,
+    refinement_verdict,
+)
 from mixlab.report.series import column
 
 
@@ -93,6 +98,8 @@ def _verdict(m: Material) -> str:
     loss, unigram = number(m.eval_row("best").get("loss_nats")), _unigram(m)
     if loss is None:
         return "It was never evaluated."
+    if is_refinement(m):
+        return refinement_verdict(m)
     if unigram is None:
         return f"Its best validation loss is {loss:.3f} nats per token."
     if loss < unigram:
@@ -107,6 +114,8 @@ def _verdict(m: Material) -> str:
 
 
 def _results(m: Material) -> str:
+    if is_refinement(m):
+        return refinement_results(m)
     final, best, test = m.eval_row("final"), m.eval_row("best"), m.eval_row("test")
     if not (final or best or test):
         return "## Results\n\nNo evaluation was recorded."
@@ -161,6 +170,8 @@ def _curves(m: Material) -> str:
 
 
 def _samples(m: Material) -> str:
+    if is_refinement(m):
+        return ""  # its film is the sample
     if not m.samples:
         return "## Samples\n\nNo sample was written; they come when a run ends."
     parts = ["## Samples", "Text that the model wrote, as it came."]

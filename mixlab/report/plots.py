@@ -93,10 +93,16 @@ def training_curves(
     loss, accuracy, perplexity = grid[0, 1], grid[1, 0], grid[1, 1]
     name_panel(loss, "Validation loss", "nats per token")
     _context(loss, _draw(loss, by_weights, "loss_nats", _VALIDATION), context)
-    name_panel(accuracy, "Validation accuracy", "next token right")
-    _percent_axis(accuracy, _draw(accuracy, by_weights, "accuracy", _ACCURACY))
-    name_panel(perplexity, "Validation perplexity", "log scale")
-    _log_axis(perplexity, _draw(perplexity, by_weights, "perplexity", _VALIDATION))
+    if "exact_accuracy" in validation:
+        name_panel(accuracy, "Validation puzzles solved", "every cell right")
+        _percent_axis(accuracy, _draw(accuracy, by_weights, "exact_accuracy", _ACCURACY))
+        name_panel(perplexity, "Blank cells right", "validation puzzles")
+        _percent_axis(perplexity, _draw(perplexity, by_weights, "blank_accuracy", _ACCURACY))
+    else:
+        name_panel(accuracy, "Validation accuracy", "next token right")
+        _percent_axis(accuracy, _draw(accuracy, by_weights, "accuracy", _ACCURACY))
+        name_panel(perplexity, "Validation perplexity", "log scale")
+        _log_axis(perplexity, _draw(perplexity, by_weights, "perplexity", _VALIDATION))
 
     x_end = max([0.0, *train.x, *series(validation, "tokens", "loss_nats").x])
     for ax in grid.flat:
@@ -155,9 +161,8 @@ def _draw(ax: Axes, by_weights: Mapping[str, Columns], key: str, color: str) -> 
             kept.x, kept.y, color=shade, linewidth=1.8, marker=marker, markersize=4.5, clip_on=False
         )
         last = line.finite.y[-1]
-        text = {"accuracy": f"{100 * last:.1f} %", "loss_nats": f"{last:.2f}"}.get(
-            key, units.three_digits(last) if last < 1e5 else f"{last:.0e}"
-        )
+        text = f"{100 * last:.1f} %" if key.endswith("accuracy") else units.three_digits(last)
+        text = f"{last:.2f}" if key == "loss_nats" else text if last < 1e5 else f"{last:.0e}"
         ends.append((line.finite, f"{text} EMA" if kind == "ema" else text, shade))
     # Two ends that nearly meet would print over each other: the upper one moves up.
     ends.sort(key=lambda end: end[0].y[-1])

@@ -234,7 +234,7 @@ class Refinement:
         last = results[-1]
         figures = {
             **_accuracies(last.right, carry, torch.ones_like(carry.halted)),
-            "reasoning_steps": (weights * steps).sum(dim=1).mean().detach(),
+            "train/reasoning_steps": (weights * steps).sum(dim=1).mean().detach(),
             "q_halt_mean": logits.detach().sigmoid().mean(),
             "act_penalty": penalty.mean().detach(),
         }
@@ -303,7 +303,7 @@ def _figures(result: SegmentLoss, carry: Carry, wants: Tensor) -> dict[str, Tens
     halted, n = carry.halted, len(carry.halted)
     figures = _accuracies(result.right, carry, halted)
     count = figures["count"].clamp(min=1)
-    figures["reasoning_steps"] = torch.where(halted, carry.steps, 0).sum() / count
+    figures["train/reasoning_steps"] = torch.where(halted, carry.steps, 0).sum() / count
     figures["halt_rate"] = halted.sum() / n
     figures["halt_rate_learned"] = wants.sum() / n
     figures["forced_halt_rate"] = (halted & ~wants).sum() / count

@@ -28,7 +28,7 @@ def test_halting_by_hand():
     row = halting_figures(RIGHT, SCORES, 1)
     assert row["premature_halt_rate"] == 2 / 8 and row["late_halt_rate"] == 1 / 8
     assert row["q_halt_accuracy"] == 5 / 8
-    seen = row["eval_counterfactual"]
+    seen = {name.removeprefix("eval_counterfactual/"): row[name] for name in row}
     assert seen["halt_histogram"] == [2, 2] and seen["reasoning_steps"] == 1.5
     assert seen["exact_accuracy"] == 2 / 4 and seen["forced_halt_rate"] == 0
 

@@ -77,7 +77,7 @@ def test_a_run_tells_what_it_found(whole):
     summary = json.loads((whole / "summary.json").read_text())
     test = summary["test"]
     for name in ("exact_accuracy", "blank_accuracy", "valid_accuracy", "loss_nats",
-                 "reasoning_steps", "halt_ece", "regress_rate", "flops_per_example"):  # fmt: skip
+                 "eval/reasoning_steps", "halt_ece", "regress_rate", "flops_per_example"):  # fmt: skip
         assert name in test, name
     assert len(test["accuracy_by_step"]) == 2 * 4, "to twice the trained depth"
     assert {path.name for path in (whole / "plots").iterdir()} == {
@@ -85,7 +85,7 @@ def test_a_run_tells_what_it_found(whole):
     }  # fmt: skip
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 18
-    assert {"halt_rate", "reasoning_steps", "q_halt_mean", "count"} <= set(rows[-1])
+    assert {"halt_rate", "train/reasoning_steps", "q_halt_mean", "count"} <= set(rows[-1])
 
 
 def test_a_run_can_be_extended(whole, fork_server, tmp_path):

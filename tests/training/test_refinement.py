@@ -101,7 +101,7 @@ def test_figures_count_only_rows_that_halted():
         assert int(figures["count"]) == 0 and float(figures["halt_rate"]) == 0
     figures = obj.accumulate(2 * BATCH).figures
     assert int(figures["count"]) == BATCH
-    assert float(figures["reasoning_steps"]) == 3
+    assert float(figures["train/reasoning_steps"]) == 3
     assert float(figures["forced_halt_rate"]) == 1 and float(figures["halt_rate_learned"]) == 0
 
 

@@ -26,7 +26,11 @@ def conclude_refinement(run: RunDir, session: RefineSession, step: int, screen: 
     with screen.task("Measuring the test puzzles", None):
         traced = session.trace("test", 2 * session.max_steps)
         test = session.row("test", traced)
+    model, train = session.config.model, session.config.train
     found: Row = {"trained_steps": session.max_steps, "step": step}
+    found["effective_depth"] = model.n_layers * session.max_steps
+    per_token = session.budget.train_flops_per_token
+    found["flops_train_step"] = per_token * model.length * train.batch_size
     found["accuracy_by_step"] = test["accuracy_by_step"]
     found["film"] = _film(session, traced)
     if session.config.model.halting.n_logits:
@@ -37,7 +41,8 @@ def conclude_refinement(run: RunDir, session: RefineSession, step: int, screen: 
     elif session.config.inference.num_rollouts > 1:
         screen.note("Rollouts were left out: without a halting head nothing can choose among them.")
     run.write_json("refinement.json", found)
-    kept = ("exit_threshold", "early_exit", "rollouts", "trained_steps")
+    kept = ("exit_threshold", "early_exit", "rollouts", "trained_steps", "effective_depth",
+            "flops_train_step")  # fmt: skip
     return {"test": test, "refinement": {key: found[key] for key in kept if key in found}}
 
 

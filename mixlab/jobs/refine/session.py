@@ -88,7 +88,7 @@ class RefineSession:
             puzzles.inputs, traced.answers[self.max_steps - 1], puzzles.labels
         )
         row["valid_accuracy"] = float(verdicts.valid.mean())
-        row["reasoning_steps"] = float(self.max_steps)  # all puzzles run to the trained depth
+        row["eval/reasoning_steps"] = float(self.max_steps)  # all puzzles run to the trained depth
         row["flops_per_example"] = self.budget.segment_flops * self.max_steps
         return {"split": split, **row, "weights": "raw" if self.ema is None else "ema"}
 

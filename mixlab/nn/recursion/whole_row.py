@@ -5,6 +5,8 @@ forwards is run in both directions with the same weights, and the two results ar
 Shapes: B batch, T positions, D d_model.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.core.errors import Rule
@@ -34,6 +36,19 @@ class BothWays(SequenceMixer):
         return MixerOutput((forwards + backwards) / 2, None)
 
 
+class WholeRowAttention(Attention):
+    """Attention from every position to every other."""
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.cfg.bias or not x.is_cuda:
+            return super().project(x)
+        # One product with all three matrices: narrow ones leave a GPU half idle. Joining them
+        # anew costs little beside the many positions that they are used on.
+        projections = [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
+        widths = [len(weight) for weight in projections]
+        return F.linear(x, torch.cat(projections)).split(widths, dim=-1)
+
+
 def check_whole_row(cfg: SequenceMixerConfig, d_model: int) -> None:
     """Raise `Rule` where the settings do not fit rows that are seen as a whole."""
     if isinstance(cfg, TokenMLPConfig):
@@ -51,7 +66,7 @@ def build_whole_row(cfg: SequenceMixerConfig, d_model: int, length: int) -> Sequ
     if isinstance(cfg, TokenMLPConfig):
         return TokenMLP(cfg, length)
     if isinstance(cfg, AttentionConfig):
-        return Attention(cfg, d_model, causal=False, length=length)
+        return WholeRowAttention(cfg, d_model, causal=False, length=length)
     return BothWays(cfg.build(d_model))
 
 

@@ -154,7 +154,7 @@ class Attention(SequenceMixer):
         self.cfg, self.causal = cfg, causal
         self.has_angles = length is not None and cfg.rope_dim > 0
         if self.has_angles:
-            table = rope_table(torch.arange(length), cfg.rope_dim, cfg.rope_theta, torch.float64)
+            table = rope_table(torch.arange(length), cfg.rope_dim, cfg.rope_theta, torch.float32)
             self.register_buffer("cos", table.cos, persistent=False)
             self.register_buffer("sin", table.sin, persistent=False)
         q_width, kv_width = cfg.n_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
@@ -181,7 +181,7 @@ class Attention(SequenceMixer):
         self, x: Tensor, state: AttentionState | None = None, packing: Packing | None = None
     ) -> MixerOutput:
         cfg, x = self.cfg, autocast_once(x)
-        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k, v = self.project(x)
         if cfg.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
         q = q.unflatten(-1, (cfg.n_heads, cfg.head_dim))  # (B, T, H, K)
@@ -208,11 +208,15 @@ class Attention(SequenceMixer):
             state = AttentionState(k[:, keep], v[:, keep], n_seen + x.shape[1])
         return MixerOutput(self.o_proj(o), state)
 
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, T, H K), keys and values (B, T, G K) of x."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+
     def _angles(self, n_seen: int, x: Tensor) -> RopeTable:
         """Of the positions of x (B, T, D), of which n_seen came before."""
         dtype = at_least_float32(x[:0]).dtype
-        if self.has_angles:
-            return RopeTable(self.cos.to(dtype), self.sin.to(dtype))
+        if self.has_angles and self.cos.dtype == dtype == torch.float32:  # not in float64 tests
+            return RopeTable(self.cos, self.sin)
         # Scores depend on distances only, so a packed row needs no restart of positions.
         positions = torch.arange(n_seen, n_seen + x.shape[1], device=x.device)
         return rope_table(positions, self.cfg.rope_dim, self.cfg.rope_theta, dtype)
