@@ -1,8 +1,11 @@
 """Open a run, listen, and end in order."""
 
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +124,6 @@ def serve(
     tell(f"Serving {service.card.name} at http://{where}:{port}/v1 (Ctrl-C stops)")
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # which uvicorn raises again after it has ended in order
-        pass
     finally:
         listener.close()
     tell(_summary(service.metrics))
@@ -142,6 +143,20 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
         self._service = service
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but a signal that was heard is not raised again after the end in order."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        caught = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in caught}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._service.worker.refuse_new()

@@ -39,13 +39,13 @@ class Alphabet:
 
     def _logits(self, tokens: list[int]) -> torch.Tensor:
         logits = torch.zeros(len(tokens), TOKENIZER.vocab_size)
-        logits[range(len(tokens)), self.next_of[tokens]] = 60.0
+        logits.scatter_(1, self.next_of[torch.tensor(tokens)][:, None], 60.0)
         return logits
 
-    def read(self, row: int, tokens: Any) -> torch.Tensor:
-        if tokens[-1] == TOKENIZER.encode(BOOM)[0]:
+    def read(self, row: int, prompts: Any) -> torch.Tensor:
+        if any(prompt[-1] == TOKENIZER.encode(BOOM)[0] for prompt in prompts):
             raise RuntimeError("out of memory")
-        return self._logits([tokens[-1]])[0]
+        return self._logits([prompt[-1] for prompt in prompts])
 
     def step(self, tokens: Any) -> torch.Tensor:
         time.sleep(self.step_s)
