@@ -7,6 +7,7 @@ Every block of code in README, CONTRIBUTING and docs/ carries a comment that say
                               out of Python code: `mixlab.train` hands back that run
     test: parse               each command is parsed, and its config decoded; nothing is trained
     test: recipe FILE         a complete recipe, which other blocks know under that name
+    test: study FILE          a complete study file; test: claim FILE likewise
     test: merge RECIPE        a part of a config that changes a recipe
     test: output of COMMAND   exactly what the command prints
     test: error of COMMAND    exactly how the command fails, with exit status 2
@@ -42,6 +43,8 @@ from mixlab.jobs.smoke import load_shrunk
 from mixlab.jobs.train import start_run
 from mixlab.nn.budget import model_budget
 from mixlab.nn.recursion.refiner import refiner_budget
+from mixlab.studies.claims.claim_file import load_claim
+from mixlab.studies.study_file import arm_specs, load_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -124,7 +127,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The recipes of the pages as files, some text, and a finished run under runs/quickstart."""
     folder = tmp_path_factory.mktemp("reader")
     for block in BLOCKS:
-        if block.test.startswith("recipe "):
+        if block.test.split(" ")[0] in ("recipe", "study", "claim"):
             (folder / block.test.split(" ")[1]).write_text(block.text, encoding="utf-8")
     write_corpus(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
@@ -158,12 +161,25 @@ def parse(words: list[str]) -> None:
     """Let the command line read a command, and decode the config that it names."""
     name, *arguments = words[1:]
     command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    if hasattr(command, "commands"):  # such as `mixlab study run`
+        command = command.commands[arguments[0]]
+        given = command.make_context(arguments[0], arguments[1:]).params
+        check_names(given)
+        return
     given = command.make_context(name, arguments).params
     recipe, overrides = given.get("recipe"), list(given.get("overrides") or [])
     if name == "train" and given["resume"] is None:
         (load_shrunk if given["smoke"] else load_config)(recipe, overrides)
     elif name in ("show", "check") and not Path(recipe).is_dir():
         describe_recipe(recipe, overrides)
+
+
+def check_names(given: dict[str, Any]) -> None:
+    """The study or claim that a command names exists, unless it is named by its folder."""
+    if given.get("claim"):
+        load_claim(given["claim"])
+    if given.get("study") and not str(given["study"]).startswith("studies/"):
+        load_study(given["study"])
 
 
 def check_other(words: list[str]) -> None:
@@ -224,6 +240,16 @@ def test_python_runs(block, readers_folder, monkeypatch):
 def test_recipe_decodes(block, readers_folder):
     config = load_config(block.test.split(" ")[1])
     assert model_budget(config.model, config.data.seq_len).n_params > 0
+
+
+@pytest.mark.parametrize("block", blocks("yaml", "study"))
+def test_study_decodes(block, readers_folder):
+    assert len(arm_specs(load_study(block.test.split(" ")[1]))) > 1
+
+
+@pytest.mark.parametrize("block", blocks("yaml", "claim"))
+def test_claim_decodes(block, readers_folder):
+    assert load_claim(block.test.split(" ")[1]).file.statements
 
 
 @pytest.mark.parametrize("block", blocks("yaml", "merge"))
