@@ -20,6 +20,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from mixlab.jobs.process import tune_process
+
+tune_process()  # as the command line does, before torch is loaded; for both contenders
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM

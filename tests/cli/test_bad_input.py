@@ -66,7 +66,29 @@ CASES = {
     "extend of nothing": (["extend", "runs/x", "--steps", "4"], ["there is no run folder runs/x"]),
     "show of nothing": (["show", "quikstart"], ["Did you mean 'quickstart'?"]),
     "generate from nothing": (["generate", "runs/x", "--prompt", "a"], ["no run folder runs/x"]),
-    "empty prompt": (["generate", "RUN", "--prompt", ""], ["prompt", "at least one token"]),
+    "no prompt": (["generate", "RUN"], ["no prompt was given", "--prompt TEXT", "--file FILE"]),
+    "no such file of prompts": (["generate", "RUN", "--file", "x.txt"], ["--file x.txt", "No such"]),
+    "empty stop text": (["generate", "RUN", "--prompt", "a", "--stop", ""], ["stop = ['']"]),
+    "more than all": (["generate", "RUN", "--prompt", "a", "--min-p", "2"], ["min_p = 2.0"]),
+    "penalty of nothing": (
+        ["generate", "RUN", "--prompt", "a", "--repetition-penalty", "0"],
+        ["repetition_penalty = 0.0"],
+    ),
+    "depth of a plain model": (
+        ["generate", "RUN", "--prompt", "a", "--depth", "3"], ["depth = 3", "looped"]
+    ),
+    "second prompt too long": (
+        ["generate", "RUN", "--prompt", "a", "--prompt", "a b c " * 40], ["max_seq_len = 64"]
+    ),
+    "longer than the context": (
+        ["generate", "RUN", "--prompt", "a", "--window", "--max-new-tokens", "99"],
+        ["99 new ones", "at most 63 tokens"],
+    ),
+    "chat with nothing": (["chat", "runs/x"], ["no run folder runs/x"]),
+    "chat without words": (["chat", "RUN", "--max-new-tokens", "0"], ["max_new_tokens = 0"]),
+    "chat of a plain text with a system": (
+        ["chat", "RUN", "--system", "x"], ["system message", "mixlab sft"]
+    ),
     "prompt too long": (
         ["generate", "RUN", "--prompt", "a b c " * 40], ["model.max_seq_len = 64", "Shorten"]
     ),

@@ -39,7 +39,7 @@ SEQUENCE_STEPS: dict[type, Any] = {
 CHANNEL_STEPS: dict[type, Any] = {MLP: MLPStep, MoE: MoEStep}
 """The mixers that have a form for single tokens; all others run as they are."""
 FIRST_TOKENS = 256
-"""Slots of a fresh cache; doubled whenever a row needs more."""
+"""Slots of a fresh cache."""
 
 
 class RowModel(Protocol):
@@ -134,13 +134,13 @@ class FusedRows:
         self._plan = plan(model, prefill.loops)
         parts = [part for b in self._blocks for part in (b.sequence, b.channel)]
         self.is_static = all(part.is_static for part in parts)
-        self._tables = RopeTables()
         self._forget()
 
     def _forget(self) -> None:
         self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
         self.lengths: list[int] = []
         self.n_slots = 0
+        self._tables = RopeTables()  # not shared: a graph reads from where its own table was
         self.graphs = GraphedSteps()
 
     def fresh(self) -> "FusedRows":
@@ -149,12 +149,15 @@ class FusedRows:
         return rows
 
     def reserve(self, n_rows: int, n_tokens: int) -> None:
-        """Room for rows of so many tokens, at least doubling what there is."""
+        """Room for rows of so many tokens, and for more to come."""
         if n_rows <= len(self.lengths) and n_tokens <= self.n_slots:
             return
         self.lengths += [0] * (rounded_up(n_rows) - len(self.lengths))
         if n_tokens > self.n_slots:
-            self.n_slots = min(max(n_tokens, 2 * self.n_slots, FIRST_TOKENS), self.context)
+            # A graph looks at all slots there are; what takes only those in use may as well double.
+            step = rounded_up(n_tokens) // (8 if self._device.type == "cuda" else 1)
+            step = max(step, FIRST_TOKENS)
+            self.n_slots = min(-(-n_tokens // step) * step, self.context)
         self.graphs.clear()
         for cache in self._caches:
             cache.reserve(len(self.lengths), self.n_slots)
