@@ -172,6 +172,11 @@ def parse(words: list[str]) -> None:
         (load_shrunk if given["smoke"] else load_config)(recipe, overrides)
     elif name in ("show", "check") and not Path(recipe).is_dir():
         describe_recipe(recipe, overrides)
+    elif name == "compare":
+        things = [word for word in given["things"] or [] if "=" not in word]
+        changes = [word for word in given["things"] or [] if "=" in word]
+        for thing in things if not any(thing.startswith("runs/") for thing in things) else []:
+            load_config(thing, changes)
 
 
 def check_names(given: dict[str, Any]) -> None:

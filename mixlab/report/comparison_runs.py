@@ -39,6 +39,7 @@ class RunFigures:
     flops_per_token: float
     device: str
     precision: str
+    code: str  # versions of mixlab and torch, and the commit where it is known
     peak_memory_bytes: float | None  # measured, where the run says it
     curves: dict[str, list[float | None]] = field(repr=False)
 
@@ -84,15 +85,17 @@ def read_run(path: Path) -> RunFigures:
         flops_per_token=float(m.summary.get("flops_per_token") or 0.0),
         device=str(m.summary.get("device", "")),
         precision=str(m.summary.get("precision", "")),
+        code=_code(m),
         peak_memory_bytes=number(m.summary.get("peak_memory_bytes")),
         curves=_curves(rows, number(m.summary.get("flops_per_token")) or 0.0),
     )
 
 
-def tokens_per_step(config: Facts) -> int | None:
-    """Targets of one update of a language model."""
-    n, length = at(config, "train.batch_size"), at(config, "data.seq_len")
-    return n * length if isinstance(n, int) and isinstance(length, int) else None
+def _code(m: Material) -> str:
+    packages = m.environment.get("packages") or {}
+    commit = at(m.environment, "git.commit")
+    versions = [f"{name} {packages[name]}" for name in ("mixlab", "torch") if name in packages]
+    return ", ".join([*versions, *([f"commit {str(commit)[:10]}"] if commit else [])])
 
 
 def _unfinished(path: Path, m: Material) -> str:

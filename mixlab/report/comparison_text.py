@@ -51,7 +51,7 @@ def _cost_cells(arm: Row) -> list[str]:
         memory = f"~{memory}"
     return [
         arm["name"], units.count(arm["n_params"]), units.count(arm["n_active_params"]), memory,
-        units.size(arm["state_bytes"]), units.count(arm["tokens"]), units.flops(arm["flops"]),
+        units.size(arm["state_bytes"]), units.count(arm["tokens"]), _flops(arm["flops"]),
         units.three_digits(arm["seconds"]), units.count(arm["tokens_per_s"]),
     ]  # fmt: skip
 
@@ -142,7 +142,7 @@ def _evidence(row: Row, metric: Row) -> str:
                  else "{:+.2f}")  # fmt: skip
     text = f"{amount} ({span})"
     if metric["lower_is_better"]:
-        text += f", a reduction by {row['effect']['reduction_percent']:+.2f} %"
+        text += f", reduction {row['effect']['reduction_percent']:+.2f} %"
     n_pairs = row["n_pairs"]
     corrected = f" corrected for {n_pairs} pairs" if n_pairs > 1 else ""
     p = row["p_holm"]
@@ -189,9 +189,7 @@ def _controls(entry: Row, s: Row) -> str:
 def _matched(row: Row) -> str:
     if row["ratio"] is None:
         return f"{row['matched']} not measured"
-    show = {"parameters": "{:,.0f}".format, "FLOPs": units.flops}.get(
-        row["matched"], units.three_digits
-    )
+    show = {"parameters": "{:,.0f}".format, "FLOPs": _flops}.get(row["matched"], units.three_digits)
     off = 100 * (row["ratio"] - 1)
     within = "within 1 %" if row["is_within"] else "NOT within 1 %"
     return f"{row['matched']} {show(row['got'])} for {show(row['wanted'])} ({off:+.2f} %, {within})"
@@ -244,6 +242,12 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         ]  # fmt: skip
         lines.append("  " + "  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def _flops(value: float) -> str:
+    """Three digits, since one percent is to be seen."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _value(value: float | None, is_share: bool) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlab.core.config import Tree, digest, read_yaml, to_tree
-from mixlab.core.errors import ConfigError, LabError
+from mixlab.core.errors import ConfigError, LabError, RunError
 from mixlab.core.run_dir import RunDir, is_run
 from mixlab.core.units import count
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config, load_config
@@ -44,6 +44,7 @@ def identity(config: AnyRunConfig) -> str:
     """Equal for configs that differ in the seed alone, or in what changes no figure."""
     tree: Tree = {key: value for key, value in to_tree(config).items() if key not in _NO_MATTER}
     tree["train"] = {k: v for k, v in tree["train"].items() if k not in ("device", "threads")}
+    tree["eval"] = {"n_tokens": config.eval.n_tokens}
     return digest(tree)
 
 
@@ -101,7 +102,11 @@ def _as_run(argument: Any) -> Path | None:
 
 
 def _add_run(arms: list[Arm], path: Path) -> None:
-    config = decode_config(read_yaml(RunDir(path).config_path))
+    file = RunDir(path).config_path
+    try:
+        config = decode_config(read_yaml(file))
+    except ConfigError as error:
+        raise RunError(f"{file} is no config of a run: {error}") from None
     read_run(path)  # raises where there is nothing to compare
     for i, arm in enumerate(arms):
         if arm.is_trained_here or identity(arm.config) != identity(config):

@@ -112,6 +112,11 @@ def run_labels(base: str, runs: Mapping[str, Sequence[RunFigures]]) -> list[str]
                     f"{name} ran with {what} {getattr(figures[0], value)}, {base} with "
                     f"{getattr(first, value)}: times do not compare."
                 )
+        if figures[0].code != first.code:
+            labels.append(
+                f"{name} was made by {figures[0].code or 'an unknown version'}, {base} by "
+                f"{first.code or 'an unknown version'}."
+            )
         early = [str(run.seed) for run in figures if run.status == "stopped early"]
         if early:
             labels.append(f"{name} stopped early with seed {', '.join(early)}.")

@@ -37,7 +37,7 @@ def test_a_clear_difference_names_a_winner(tmp_path):
     # The share of the baseline's loss, 4.1, that is gone.
     assert row["effect"]["reduction_percent"] == pytest.approx(100 * 0.4 / 4.1)
     assert "wide is better than plain: -0.4000 nats" in done.text
-    assert "a reduction by +9.76 %" in done.text
+    assert ", reduction +9.76 %" in done.text
     assert [arm["letters"] for arm in done.summary["arms"]] == ["b", "a"]
 
 
