@@ -88,7 +88,7 @@ def _front(brush: Brush, front: Front) -> Chart:
     unit = "" if front.cost in ("flops", "seconds", "memory_bytes") else f", {quantity.unit}"
     return Chart(
         f"front-{front.cost}", f"against {label}",
-        axis_of(front.cost, f"{label}{unit}", log=is_wide),
+        axis_of(front.cost, f"{label}{unit}", max(front.costs.values()), log=is_wide),
         Axis("", limits=_front_limits(brush, front, shown)), marks,
         f"{metric.label} against {label}", width=345, height=290,
     )  # fmt: skip

@@ -50,10 +50,11 @@ def loss_curves(brush: Brush) -> list[Chart]:
             y = brush.scaled(curve["value"])
             lines.append(Line(brush.looks[name], title, brush.first_href(name), curve[cost], y))
         label = _lower_first(QUANTITIES[cost].label)
+        most = max((line.x[-1] for line in lines), default=1.0)
         charts.append(
             Chart(
                 f"curve-{cost}", f"against {label}",
-                axis_of(cost, label, log=True, limits=_entry_limits(lines, limits)),
+                axis_of(cost, label, most, log=True, limits=_entry_limits(lines, limits)),
                 Axis("", limits=limits), lines,
                 f"{brush.metric.label} of every arm against {label}", width=345, height=300,
             )
@@ -85,7 +86,7 @@ def seed_panels(brush: Brush) -> list[Chart]:
             marks.append(Line(look, "mean", "", mean["tokens"], y, 2.2, dashed=False))
         panels.append(
             Chart(
-                f"seeds-{number}", cut(arm.name, 30), axis_of("tokens", ""),
+                f"seeds-{number}", cut(arm.name, 30), axis_of("tokens", "", 1.0),
                 Axis("", limits=limits), marks,
                 f"curves of the {len(runs)} seeds of {arm.name}", width=232, height=170,
                 empty="no finished run",
@@ -219,33 +220,21 @@ def _near_best(values: list[float], lower_is_better: bool) -> Limits | None:
 # --- axes ---------------------------------------------------------------------------------------
 
 
-def axis_of(cost: str, label: str, log: bool = False, limits: Limits | None = None) -> Axis:
-    """An axis for something that is spent, with ticks that are round in its usual unit."""
-    if cost in ("memory_bytes", "state_bytes"):
-        return Axis(
-            label, log, limits, _bytes, unit=1024.0**2 if cost == "memory_bytes" else 1024.0
-        )
-    if cost == "seconds":
-        return Axis(label, log, limits, _seconds)
+_TIMES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+_SIZES = ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB"), (1.0, "B"))
+
+
+def axis_of(
+    cost: str, label: str, most: float, log: bool = False, limits: Limits | None = None
+) -> Axis:
+    """An axis for something that is spent, with ticks that are round in a unit fit for `most`."""
+    units = {"memory_bytes": _SIZES, "state_bytes": _SIZES, "seconds": _TIMES}.get(cost)
+    if units is not None:
+        size, unit = next(((s, u) for s, u in units if most >= 2 * s), units[-1])
+        return Axis(label, log, limits, lambda x: f"{x / size:.4g} {unit}", unit=size)
     if cost in ("flops", "decode_flops"):
         return Axis(label, log, limits, _flops)
     return Axis(label, log, limits, short_count)
-
-
-def _bytes(x: float) -> str:
-    """A round size on an axis: 64 KiB, 1.5 GiB."""
-    for size, unit in ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")):
-        if x >= size:
-            return f"{x / size:.4g} {unit}"
-    return f"{x:.4g} B"
-
-
-def _seconds(x: float) -> str:
-    """A round time on an axis: 20 s, 5 min, 2 h."""
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if x >= 2 * size and abs(x / size - round(x / size, 1)) < 1e-6:
-            return f"{x / size:.3g} {unit}"
-    return f"{x:,.4g} s"
 
 
 def _flops(x: float) -> str:

@@ -16,6 +16,7 @@ def write_pictures(view: View, folder: Path) -> list[Path]:
     key = [(arm.name, view.looks[arm.name]) for arm in view.study.arms]
     for name, scenes in view.scenes.items():
         if scenes:
-            picture = write_png(scenes, key if name in _WITH_KEY else [], _COLUMNS[name])
+            heading = f"{view.study.name}: {view.metric.axis}"
+            picture = write_png(scenes, heading, key if name in _WITH_KEY else [], _COLUMNS[name])
             written.append(write_bytes_atomically(folder / f"{name}.png", picture))
     return written

@@ -19,23 +19,28 @@ from mixlab.report.study.palette import LIGHT, Look
 from mixlab.report.study.scene import Path, Scene, Shape, Words
 from mixlab.report.study.svg import corners
 
-_GAP, _EDGE, _KEY_LINE = 22.0, 18.0, 20.0
+_GAP, _EDGE, _KEY_LINE, _HEADING = 22.0, 18.0, 20.0, 24.0
 _SIDES = {"start": "left", "middle": "center", "end": "right"}
 _DPI = 100.0
 """Of the layout, which is in pixels of a screen; `png` writes 1.3 pixels for each."""
 
 
-def write_png(scenes: Sequence[Scene], key: Sequence[tuple[str, Look]], n_columns: int) -> bytes:
-    """The scenes in rows of `n_columns`, with a key of (name, look) below them."""
+def write_png(
+    scenes: Sequence[Scene], heading: str, key: Sequence[tuple[str, Look]], n_columns: int
+) -> bytes:
+    """The scenes in rows of `n_columns`, under a heading, with a key of (name, look) below them."""
     n_columns = max(1, min(n_columns, len(scenes)))
     rows = [scenes[i : i + n_columns] for i in range(0, len(scenes), n_columns)]
     width = max(sum(s.width for s in row) + _GAP * (len(row) - 1) for row in rows) + 2 * _EDGE
     heights = [max(scene.height for scene in row) for row in rows]
     key_lines = _key_lines(key, width - 2 * _EDGE)
     height = sum(heights) + _GAP * (len(rows) - 1) + 2 * _EDGE + _KEY_LINE * len(key_lines)
+    height += _HEADING
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=LIGHT["paper"])
     FigureCanvasAgg(figure)
-    top = _EDGE
+    pen = _Pen(figure, _EDGE, _EDGE, height)
+    pen.words(Words(2, 10, heading, 13, "faint"))
+    top = _EDGE + _HEADING
     for row, row_height in zip(rows, heights, strict=True):
         left = _EDGE
         for scene in row:
