@@ -37,7 +37,12 @@ def _opening(s: Row) -> str:
     text = f"{what}, seed{_s(len(s['seeds']))} {seeds}, on {data['corpus']}"
     if data["tokenizer"]:
         text += f" ({data['tokenizer']}, {data['vocab_size']:,} entries)"
-    return f"{text}. The baseline is {s['baseline']}."
+    text = f"{text}. The baseline is {s['baseline']}."
+    if s["same_sequences_per_seed"]:
+        text += "\nArms of one seed saw the same sequences in the same order."
+    elif s["same_sequences_per_seed"] is False:
+        text += "\nArms of one seed did NOT see the same sequences: pairing takes out less noise."
+    return text
 
 
 _COST_COLUMNS = (

@@ -166,6 +166,7 @@ def run_comparison(prepared: Prepared, study_screen: "StudyScreen") -> Compariso
         arms, runs, found, prepared.metric, labels,
         documents=maker.documents(arms, runs, chosen), command=prepared.command,
         speeds=memory.content["same_time"], controls_command=prepared.controls_command,
+        saw_the_same=maker.saw_the_same(arms),
     )  # fmt: skip
     write_json(folder / SUMMARY, summary)
     write_comparison_plots(summary, folder / PLOTS)

@@ -32,6 +32,7 @@ class Maker:
         self.folder, self.seeds, self.runner = folder, seeds, runner
         self.study_screen = study_screen
         self._documents: dict[str, dict[int, Path]] = {}
+        self._orders: dict[int, dict[str, str]] = {}  # seed -> arm -> hash of its sequences
 
     def make(self, arms: Sequence[Arm]) -> tuple[list[Arm], list[str]]:
         """The arms with their runs, and the runs that failed, in words."""
@@ -58,8 +59,20 @@ class Maker:
             made.setdefault(name, {})[seed] = self.folder / row["run"]
             if row.get("documents"):
                 self._documents.setdefault(name, {})[seed] = self.folder / row["documents"]
+            if row.get("order"):
+                self._orders.setdefault(seed, {})[name] = row["order"]
             self._link(name, seed, row["run"])
         return [replace(arm, runs=made.get(arm.name, arm.runs)) for arm in arms], failures
+
+    def saw_the_same(self, arms: Sequence[Arm]) -> bool | None:
+        """Whether all arms of a seed saw the same sequences in the same order, by their hashes.
+
+        None where an arm was not trained here.
+        """
+        names = {arm.name for arm in arms}
+        if not self._orders or any(set(orders) < names for orders in self._orders.values()):
+            return None
+        return all(len(set(orders.values())) == 1 for orders in self._orders.values())
 
     def documents(
         self, arms: Sequence[Arm], runs: Mapping[str, Sequence[RunFigures]], seeds: Sequence[int]

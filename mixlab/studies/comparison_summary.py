@@ -43,6 +43,7 @@ def summarise(
     speeds: Mapping[str, Mapping[str, float]],
     command: str,
     controls_command: str,
+    saw_the_same: bool | None,
 ) -> Row:
     """The whole summary as plain data; `arms` begin with the baseline.
 
@@ -72,6 +73,7 @@ def summarise(
         "metric": asdict(metric),
         "seeds": sorted({run.seed for figures in runs.values() for run in figures}),
         "labels": [*labels, *more_labels],
+        "same_sequences_per_seed": saw_the_same,
         "data": _data(first),
         "context": dict(first.context),
         "arms": [_arm_row(arm, runs[arm.name], found, metric) for arm in arms],

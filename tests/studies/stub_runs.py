@@ -141,7 +141,8 @@ class StubWorker:
             if not path.exists():
                 self.made.append(request.label)
                 write_run(path, request.config, loss)
-            where = {"run": str(path.relative_to(folder)), "status": "done"}
+            order = f"{request.config.seed}-{request.config.data.seq_len}"
+            where = {"run": str(path.relative_to(folder)), "status": "done", "order": order}
             if settings.get("documents"):
                 documents = path.parent / "documents.json"
                 content = {"nats": [loss * 60, loss * 40], "tokens": [60, 40]}

@@ -47,6 +47,7 @@ def test_every_recipe_runs_with_every_seed_and_a_second_call_adds_what_lacks(rec
     done = compare(*recipes, seeds=2, output="out")
     assert worker.made == [f"{n}, seed {s}" for n in ("plain", "looped") for s in (1, 2)]
     assert done.summary["seeds"] == [1, 2]
+    assert "saw the same sequences in the same order" in done.text
     worker.made.clear()
     assert compare(*recipes, seeds=2, output="out").summary == done.summary and not worker.made
     compare(*recipes, seeds=3, output="out")
