@@ -1,6 +1,6 @@
 """The Python face of mixlab, for notebooks and scripts: the same code path as the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from os import PathLike
@@ -11,7 +11,6 @@ from mixlab.core.config import merge, read_yaml
 from mixlab.core.errors import LabError, RunError
 from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
-from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config
 from mixlab.jobs.depth import decoding_loops
 from mixlab.jobs.screen import Screen
@@ -154,20 +153,37 @@ class Run:
         temperature: float = 0.8,
         top_k: int | None = 40,
         top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
+        window: bool = False,
         depth: int | None = None,
         threshold: float | None = None,
     ) -> str:
         """Continue `prompt` with the best checkpoint; the same seed gives the same text.
 
-        A looped model takes `depth` steps per token (absent: as many as it was trained for), and
+        An empty prompt begins a new document. The text ends before the first of the texts in
+        `stop`. A prompt that is too long is an error, or with `window` loses its beginning. A
+        looped model takes `depth` steps per token (absent: as many as it was trained for), and
         tokens leave at `threshold` (absent: the run's own).
+
+        Raises:
+            LabError: a setting out of range, or more text than the model's context holds.
         """
-        sampling: SamplingConfig = sampling_of(temperature=temperature, top_k=top_k, top_p=top_p)
-        trained = self._best
-        if depth is not None or threshold is not None:
-            trained = replace(trained, loops=decoding_loops(trained.model, depth, threshold))
-        return trained.generate(prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        sampling = sampling_of(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        return self._looping(depth, threshold).generate(
+            prompt, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop,
+            window=window,
+        )  # fmt: skip
+
+    def _looping(self, depth: int | None, threshold: float | None) -> TrainedModel:
+        if depth is None and threshold is None:
+            return self._best
+        return replace(self._best, loops=decoding_loops(self._best.model, depth, threshold))
 
     def tune(
         self,

@@ -67,7 +67,7 @@ CASES = {
     "show of nothing": (["show", "quikstart"], ["Did you mean 'quickstart'?"]),
     "generate from nothing": (["generate", "runs/x", "--prompt", "a"], ["no run folder runs/x"]),
     "no prompt": (["generate", "RUN"], ["no prompt was given", "--prompt TEXT", "--file FILE"]),
-    "no such file of prompts": (["generate", "RUN", "--file", "x.txt"], ["--file x.txt", "No such"]),
+    "no file of prompts": (["generate", "RUN", "--file", "x.txt"], ["--file x.txt", "No such"]),
     "empty stop text": (["generate", "RUN", "--prompt", "a", "--stop", ""], ["stop = ['']"]),
     "more than all": (["generate", "RUN", "--prompt", "a", "--min-p", "2"], ["min_p = 2.0"]),
     "penalty of nothing": (
