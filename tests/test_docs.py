@@ -11,6 +11,7 @@ Every block of code in README, CONTRIBUTING and docs/ carries a comment that say
     test: merge RECIPE        a part of a config that changes a recipe
     test: output of COMMAND   exactly what the command prints
     test: error of COMMAND    exactly how the command fails, with exit status 2
+    test: served              Python code that talks to `mixlab serve runs/quickstart` at port 8000
     test: file PATH, test: entry PATH, test: extended    see test_a_mixer_can_be_added
 """
 
@@ -153,7 +154,19 @@ def test_every_block_says_how_it_is_tested():
     untested = [b.where for b in BLOCKS if b.language in ("sh", "python", "yaml") and not b.test]
     unnamed = [b.where for b in BLOCKS if b.language not in ("sh", "python", "yaml", "text")]
     assert not untested and not unnamed
-    known = {"run", "parse", "recipe", "merge", "output", "error", "file", "entry", "extended", ""}
+    known = {
+        "served",
+        "run",
+        "parse",
+        "recipe",
+        "merge",
+        "output",
+        "error",
+        "file",
+        "entry",
+        "extended",
+        "",
+    }
     assert {b.test.split(" ")[0] for b in BLOCKS} <= known
 
 
@@ -198,6 +211,7 @@ def check_other(words: list[str]) -> None:
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
             assert set(extras.split(",")) <= set(project["optional-dependencies"])
         files = [a for a in arguments if "/" in a or a.endswith((".txt", ".py"))]
+        files = [file for file in files if not file.startswith("runs/")]  # the reader's own
         assert all((ROOT / file).exists() for file in files), files
     else:
         assert program in ("ruff", "tensorboard"), f"{program}: not known to this test"
@@ -239,6 +253,19 @@ def test_python_runs(block, readers_folder, monkeypatch):
 
     monkeypatch.setattr(api, "train", train)
     exec(compile(block.text, block.where, "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", blocks("python", "served"))
+def test_python_talks_to_the_server(block, readers_folder):
+    from serve.stub_server import listening
+
+    from mixlab.serve.server import open_service
+    from mixlab.serve.settings import ServeSettings
+
+    service, _ = open_service("runs/quickstart", ServeSettings())
+    with listening(service) as url:
+        text = block.text.replace("http://127.0.0.1:8000", url)
+        exec(compile(text, block.where, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("block", blocks("yaml", "recipe"))

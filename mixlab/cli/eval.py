@@ -140,7 +140,7 @@ def _rows(result: "PartResult") -> list[tuple[str, ...]]:
     rows = []
     for score in result.scores:
         is_share = score.metric not in ("loss_nats", "bits_per_byte") and 0 <= score.value <= 1
-        shown = units.percent if is_share else _four
+        shown = _share if is_share else _four
         rows.append(
             (
                 score.task, score.metric.replace("_", " "), shown(score.value),
@@ -150,6 +150,11 @@ def _rows(result: "PartResult") -> list[tuple[str, ...]]:
             )
         )  # fmt: skip
     return rows
+
+
+def _share(value: float) -> str:
+    """As a percentage, with the digits that a guess among a whole vocabulary needs."""
+    return f"{100 * value:.2g} %" if 0 < value < 0.0005 else units.percent(value)
 
 
 def _four(value: float) -> str:

@@ -64,16 +64,11 @@ class Served:
 
     def __init__(self, url: str, service: Service, model: Alphabet, token: str | None) -> None:
         self.url, self.service, self.model, self.worker = url, service, model, service.worker
+        self.wait_until = wait_until
         self.http = httpx.Client(base_url=url, timeout=20, headers=_bearer(token))
         self.openai = openai.OpenAI(
             base_url=f"{url}/v1", api_key=token or "none", max_retries=0, timeout=20
         )
-
-    def wait_until(self, holds: Any, limit_s: float = 20.0) -> None:
-        deadline = time.monotonic() + limit_s
-        while not holds():
-            assert time.monotonic() < deadline, "nothing happened"
-            time.sleep(0.005)
 
 
 def make_service(
@@ -100,26 +95,42 @@ def make_service(
 
 
 @contextmanager
-def served(
-    settings: ServeSettings | None = None, *, token: str | None = None, **stub: Any
-) -> Iterator[Served]:
-    """A server that listens on a free port of loopback until the block ends."""
-    service, model = make_service(settings, **stub)
+def listening(service: Service, token: str | None = None) -> Iterator[str]:
+    """Serves on a free port of loopback, whose address is given, until the block ends."""
     listener = _listen("127.0.0.1", 0)
     server = _Server(make_app(service, token), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    found = Served(f"http://127.0.0.1:{listener.getsockname()[1]}", service, model, token)
-    found.wait_until(lambda: server.started)
+    wait_until(lambda: server.started)
     try:
-        yield found
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(20)
-        found.http.close()
-        found.openai.close()
         listener.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def served(
+    settings: ServeSettings | None = None, *, token: str | None = None, **stub: Any
+) -> Iterator[Served]:
+    """A server with a stub as its model."""
+    service, model = make_service(settings, **stub)
+    with listening(service, token) as url:
+        found = Served(url, service, model, token)
+        try:
+            yield found
+        finally:
+            found.http.close()
+            found.openai.close()
+
+
+def wait_until(holds: Any, limit_s: float = 20.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
 
 
 def _bearer(token: str | None) -> dict[str, str]:
