@@ -31,7 +31,7 @@ def loop_settings(model: nn.Module, *, thorough: bool = True) -> list[Loops | No
         settings.append(Loops(steps, may_exit=True, exit_threshold=middle))
         if thorough:
             early = middle / 10 if looped.cfg.halting.kind == "gate" else 10 * middle
-            settings.append(Loops(2 * steps, may_exit=True, exit_threshold=early))
+            settings.append(Loops(steps, may_exit=True, exit_threshold=early))
     return settings
 
 

@@ -24,6 +24,7 @@ from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData
 from mixlab.data.split import SPLITS
 from mixlab.jobs.config import RefineRunConfig, RunConfig, load_config
+from mixlab.jobs.run_tokenizer import at_home, changed_facts
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, prepare_data
 from mixlab.jobs.smoke import SEQ_LEN, shrink_model
@@ -236,10 +237,9 @@ def _same_data(
     run: RunDir, config: RunConfig, screen: Screen, notes: list[str]
 ) -> PreparedData | None:
     """The run's text, if it can still be had as it was."""
-    data = prepare_data(config, screen)
+    data = prepare_data(at_home(config, run.path), screen)
     recorded = run.read_json("data.json")
-    keys = ("content_hash", "tokenizer", "splits")
-    if recorded is None or all(recorded.get(key) == data.manifest.get(key) for key in keys):
+    if recorded is None or not changed_facts(recorded, data.manifest):
         return data
     notes.append("The text has changed since the run: what needs the run's text was left out.")
     return None

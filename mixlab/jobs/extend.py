@@ -15,6 +15,7 @@ from mixlab.core.run_dir import RunDir
 from mixlab.jobs.config import AnyRunConfig, decode_config
 from mixlab.jobs.device import settle_hardware
 from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
 from mixlab.training import checkpoint as checkpoints
@@ -92,7 +93,7 @@ def extend_run(
     child = RunDir(run_dir or named.with_name(f"{named.name}-to-{n_steps}"))
     child.refuse_taken()
     hardware = settle_hardware(child_config.train)
-    data = kind_of(child_config).prepare_data(child_config, screen)
+    data = kind_of(child_config).prepare_data(at_home(child_config, parent.path), screen)
     refuse_other_text(parent, data)
     child = RunDir.create(child.path)
     screen.note(_explain(path, start, n_steps))
@@ -107,6 +108,8 @@ def extend_run(
         with whole_or_gone(child):
             child.write_text("request.yaml", dump_yaml(tree))
             child.write_json("parent.json", _parent_facts(parent, start, config))
+            if (parent.path / BASE).is_file():
+                shutil.copyfile(parent.path / BASE, child.path / BASE)
             for name, text in logs.items():  # the child's figures begin with the parent's
                 child.write_text(name, text)
             # The child owns its first checkpoint, so that it can be resumed from its first update.

@@ -15,10 +15,8 @@ from mixlab.evals.looped import (
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 
-N_TOKENS = 16_384
-"""Tokens of validation text for the loss at each depth."""
-N_EXIT_TOKENS = 8192
-"""Tokens for each threshold, of which the differences count: both losses are of the same text."""
+N_TOKENS = 8192
+"""Tokens of text for each figure. Differences are what counts, and both losses are of one text."""
 MAX_STEPS = 64
 """Deepest step that is looked at."""
 THRESHOLDS = {
@@ -72,7 +70,7 @@ def _exits(session: Session, screen: Screen) -> dict[str, Any]:
     halting = model.recursion.cfg.halting
     configured = halting.exit_threshold
     thresholds = sorted({*THRESHOLDS[halting.kind], *([] if configured is None else [configured])})
-    batches = _batches(session, "validation", N_EXIT_TOKENS)
+    batches = _batches(session, "validation", N_TOKENS)
     rows = []
     with screen.task("Trying exit thresholds", len(thresholds) + 1) as advance:
         (full,) = loss_with_exits(model, batches, [halting.never], compute_dtype=dtype)
@@ -87,7 +85,7 @@ def _exits(session: Session, screen: Screen) -> dict[str, Any]:
         )
     used = model.recursion.threshold
     with screen.task("Holding the exits against the test split", None):
-        test = _batches(session, "test", N_EXIT_TOKENS)
+        test = _batches(session, "test", N_TOKENS)
         full, eager = loss_with_exits(model, test, [halting.never, used], compute_dtype=dtype)
         quality = exit_quality(model, batches, compute_dtype=dtype)
     return {
@@ -96,7 +94,6 @@ def _exits(session: Session, screen: Screen) -> dict[str, Any]:
         "is_chosen": configured is None,
         "exit_max_rise": halting.exit_max_rise,
         "with_exits": [row._asdict() for row in rows],
-        "n_exit_tokens": sum(batch.n_targets() for batch in batches),
         "test": {**eager._asdict(), "full_loss_nats": full.loss_nats},
         "exit_quality": quality._asdict(),
     }

@@ -2,15 +2,50 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mixlab.core.errors import DataError, RunError
 from mixlab.core.run_dir import RunDir
 from mixlab.data.prepare import PreparedData
 from mixlab.data.tokenizers.base import Tokenizer, load_tokenizer
+from mixlab.jobs.config import AnyRunConfig, RunConfig
 from mixlab.jobs.screen import Screen
 
 FILE = "tokenizer.json"
+BASE = "base_tokenizer.json"
+"""The tokenizer that a tuned run began with, before it got a template's special tokens."""
+
+
+def at_home(config: AnyRunConfig, folder: Path) -> AnyRunConfig:
+    """The config for preparing data, with a tokenizer that lies in the run folder found there.
+
+    A run names such a file without its folder, so that it can be moved and renamed.
+    """
+    if not isinstance(config, RunConfig) or config.data.tokenizer.kind != "file":
+        return config
+    tokenizer = config.data.tokenizer
+    if tokenizer.path != BASE or not (folder / BASE).is_file():
+        return config
+    found = tokenizer.model_copy(update={"path": str(folder / BASE)})
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": found})})
+
+
+def changed_facts(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys of data.json in which two descriptions differ in what is trained on.
+
+    A tokenizer is known by its content: the path to it may differ.
+    """
+
+    def facts(manifest: Mapping[str, Any], key: str) -> Any:
+        found = manifest.get(key)
+        if key == "tokenizer" and isinstance(found, Mapping):
+            return {name: value for name, value in found.items() if name != "config"}
+        return found
+
+    keys = ("content_hash", "tokenizer", "splits")
+    return [key for key in keys if facts(before, key) != facts(now, key)]
 
 
 def open_tokenizer(run: RunDir) -> Tokenizer:

@@ -20,6 +20,7 @@ from mixlab.jobs.device import Hardware, settle_hardware
 from mixlab.jobs.extend import at_rest, whole_or_gone
 from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.recorder import LOGS
+from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, open_session, prepare_data
 from mixlab.jobs.train import RunResult, run_sitting, settle
@@ -33,8 +34,6 @@ PART = "sft"
 """Folder of the packaged presets."""
 DEFAULT = "default"
 EPOCHS = 3.0
-TOKENIZER = "base_tokenizer.json"
-"""The parent's tokenizer in the child's folder, so that the child needs no parent to be resumed."""
 INHERITED = ("model", "seed")
 """What a child has of its parent's config, before its own settings."""
 NEW_ROW_NOISE = 0.1
@@ -88,9 +87,10 @@ def tune_run(
     child = _make_folder(parent, run_dir)
     with child.lock():
         with whole_or_gone(child):
-            base.tokenizer.save(child.path / TOKENIZER)
-            child_config = _with_tokenizer(child_config, child.path / TOKENIZER, base.tokenizer.eos)
-            prepared = prepare_data(child_config, _Hushed(screen))
+            base.tokenizer.save(child.path / BASE)
+            child_config = _with_tokenizer(child_config, base.tokenizer.eos)
+            prepared = prepare_data(at_home(child_config, child.path), _Hushed(screen))
+            prepared.manifest["tokenizer"]["config"] = to_tree(child_config.data.tokenizer)
             _tell(parent, base, child_config, screen)
             saved = _first_checkpoint(child, child_config, prepared, hardware, base, screen)
             facts = {
@@ -162,8 +162,9 @@ def _source(data: str) -> Tree:
     return merge(default, {"data": {"corpus": {"kind": "chat", "path": data}}})
 
 
-def _with_tokenizer(config: RunConfig, path: Path, eos: str) -> RunConfig:
-    tokenizer = {"kind": "file", "path": str(path), "eos": eos}
+def _with_tokenizer(config: RunConfig, eos: str) -> RunConfig:
+    """The config with the parent's tokenizer as a file of the child, which then needs no parent."""
+    tokenizer = {"kind": "file", "path": BASE, "eos": eos}
     settled = decode_config(merge(to_tree(config), {"data": {"tokenizer": tokenizer}}))
     assert isinstance(settled, RunConfig)
     return settled

@@ -20,7 +20,7 @@ from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
 from mixlab.jobs.recorder import RunRecorder, restore
-from mixlab.jobs.run_tokenizer import repair_description
+from mixlab.jobs.run_tokenizer import at_home, changed_facts, repair_description
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.signals import stop_on_signals
 from mixlab.jobs.standing import going_on, last_summary
@@ -115,7 +115,7 @@ def resume_run(
             )
         check_mirrors(config.log.mirrors)
         hardware = settle_hardware(config.train)
-        data = data or kind_of(config).prepare_data(config, screen)
+        data = data or kind_of(config).prepare_data(at_home(config, run.path), screen)
         refuse_other_text(run, data)
         checkpoint = find_checkpoint(run, at_step)
         if checkpoint is not None:
@@ -311,8 +311,7 @@ def refuse_other_text(run: RunDir, data: AnyData) -> None:
         facts = before.get("tokenizer")
         if isinstance(facts, dict) and facts.get("hash") == data.manifest["tokenizer"]["hash"]:
             return
-    keys = ("content_hash", "tokenizer", "splits")
-    changed = [key for key in keys if before.get(key) != data.manifest.get(key)]
+    changed = changed_facts(before, data.manifest)
     if changed:
         raise RunError(
             f"run {run.path}: its text has changed since it began (data.json differs in "

@@ -142,10 +142,7 @@ def looped_section(m: Material) -> str:
 
 
 def _exits_sentence(facts: Facts) -> str:
-    text = (
-        f"With tokens that leave early (`{facts['halting']}`), all others unchanged, on "
-        f"{facts.get('n_exit_tokens', facts['n_tokens']):,} tokens of validation text. "
-    )
+    text = f"With tokens that leave early (`{facts['halting']}`), all others unchanged. "
     if facts.get("is_chosen"):
         text += (
             f"Chosen here: the threshold {facts['exit_threshold']:g}, with the fewest steps at "

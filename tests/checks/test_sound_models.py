@@ -105,11 +105,11 @@ def test_the_same_figures_every_time():
 
 
 LOOPED = {
-    "fixed": {"depth": {"kind": "fixed", "steps": 3}},
+    "fixed": {"depth": {"kind": "fixed", "steps": 2}},
     "kl_exit": {
         "halting": {"kind": "kl_exit"},
         "injection": "concat",
-        "depth": {"kind": "uniform", "halt_max_steps": 3},
+        "depth": {"kind": "uniform", "halt_max_steps": 2},
     },
     "gate": {
         "halting": {"kind": "gate"},

@@ -14,6 +14,8 @@ from mixlab.core.errors import LabError
 from mixlab.core.run_dir import RunDir
 from mixlab.data.chat.messages import Message
 from mixlab.jobs.chat_format import open_chat_format
+from mixlab.jobs.check import check
+from mixlab.jobs.extend import extend_run
 from mixlab.jobs.sft import grow_vocabulary, tune_run
 from mixlab.jobs.trained import open_trained
 from mixlab.training import checkpoint as checkpoints
@@ -106,14 +108,24 @@ def test_a_broken_off_child_ends_like_one_that_was_not_even_without_its_parent(
     stopped = tune(name="parts", of=own, screen=Signalling(3, signal.SIGINT))
     assert stopped.status == "interrupted"
     shutil.rmtree(own)
-    done = resume(lab / "parts")
+    (lab / "parts").rename(lab / "moved")
+    done = resume(lab / "moved")
     assert done.status == "finished"
     a, b = (checkpoints.load(lab / name / "checkpoints" / "step-000006") for name in
-            ("whole", "parts"))  # fmt: skip
+            ("whole", "moved"))  # fmt: skip
     for group, tensors in a.tensors.items():
         for name, tensor in tensors.items():
             assert torch.equal(tensor, b.tensors[group][name]), f"{group}/{name}"
     assert whole.summary["answers"]["exact"] == done.summary["answers"]["exact"]
+
+
+@pytest.mark.slow
+def test_a_child_can_be_extended_and_what_comes_of_it_checked(tune, lab):
+    tune()
+    extended = extend_run(lab / "child", n_steps=8, screen=Quiet())
+    assert extended.summary["steps"] == 8 and extended.summary["answers"]["n"] == 6
+    shutil.rmtree(lab / "child")
+    assert not check(str(extended.run.path), screen=Quiet()).failed
 
 
 @pytest.mark.slow

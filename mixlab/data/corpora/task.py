@@ -1,6 +1,7 @@
 """The reasoning tasks as questions and answers in text, for models that read and write."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
@@ -52,4 +53,19 @@ class TaskQuestions(CorpusConfig):
             "task": to_tree(self.task),
             "generator_version": self.task.generator_version,
             "split_version": SPLIT_VERSION,
+            "files": [_state(path) for path in _paths(to_tree(self.task).get("files"))],
         }
+
+
+def _paths(files: Any) -> list[str]:
+    """The puzzle files that a task reads."""
+    return [value for value in (files or {}).values() if isinstance(value, str)]
+
+
+def _state(path: str) -> list[Any]:
+    """By what a change of a file is noticed; whether it is one is the task's matter."""
+    found = Path(path)
+    if not found.is_file():
+        return [path]
+    status = found.stat()
+    return [path, status.st_size, status.st_mtime_ns]

@@ -18,6 +18,7 @@ from mixlab.data.prepare import PreparedData
 from mixlab.evals.likelihood import Scorer
 from mixlab.evals.scores import Score
 from mixlab.jobs.config import RunConfig
+from mixlab.jobs.run_tokenizer import at_home
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import prepare_data
 from mixlab.jobs.trained import TrainedModel
@@ -40,7 +41,7 @@ class Bench:
 
     @cached_property
     def data(self) -> PreparedData:
-        return prepare_data(self.config, self.screen)
+        return prepare_data(at_home(self.config, self.run.path), self.screen)
 
     @property
     def trained_len(self) -> int:
