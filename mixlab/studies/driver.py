@@ -22,6 +22,8 @@ POLL_S = 0.3
 QUICK_S = 20.0
 """A worker that ends sooner than that without a job done counts as failing to start."""
 MAX_QUICK_DEATHS, RETRY_S = 5, 1.0
+GRACE_S, PATIENCE_S = 15.0, 600.0
+"""How long workers may take to end by themselves, and after a signal."""
 
 
 class Wanted(Protocol):
@@ -110,9 +112,9 @@ class Driver:
             self.acquire()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._executor is not None:
-            self._end_workers(at_once=False)
+            self._end_workers(is_finished=error is None)
         if self._lease is not None:
             self._lease.release()
             self._lease = None
@@ -215,19 +217,21 @@ class Driver:
         if self._quick_deaths > self._executor.n_workers:
             self._retry_at = time.monotonic() + RETRY_S
 
-    def _end_workers(self, *, at_once: bool) -> None:
-        """Tell workers that nothing more will come, and wait for them."""
+    def _end_workers(self, *, is_finished: bool) -> None:
+        """Wait for the workers' end: by themselves if the work is done, else by a signal."""
         executor = self._executor
         assert executor is not None
         with suppress(LabError):
             self.store.write_queue([], is_open=False)
-        executor.stop(at_once=at_once)
-        n_asked = 0
+        start, is_asked = time.monotonic(), False
         while any(status is None for status in executor.poll().values()):
-            time.sleep(min(self._poll_s, 0.1))
-            n_asked += 1
-            if self._stop_again() or n_asked * min(self._poll_s, 0.1) > 600:
+            waited = time.monotonic() - start
+            if not is_asked and (not is_finished or waited > GRACE_S):
+                executor.stop()
+                is_asked = True
+            if self._stop_again() or waited > PATIENCE_S:
                 executor.stop(at_once=True)
+            time.sleep(min(self._poll_s, 0.1))
 
     def _stop_again(self) -> bool:
         """Whether the person asks a second time."""

@@ -3,7 +3,11 @@
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from mixlab.core.config import to_tree
 from mixlab.core.provenance import environment
@@ -17,6 +21,21 @@ from mixlab.training.length import Length
 
 N_ROUNDS = 5
 """Times that the time of an update is measured; the median counts."""
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+# PyTorch's counter does not know the fused attention of CPUs, only that of GPUs.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def profile_job(job: Job, screen: Screen, cache: DataCache) -> dict[str, Any]:
@@ -41,6 +60,9 @@ def profile_job(job: Job, screen: Screen, cache: DataCache) -> dict[str, Any]:
 def counted_flops_per_token(config: AnyRunConfig, data: Any) -> float | None:
     """FLOPs of one update per target, counted operation by operation as they run.
 
+    Fused attention counts the whole square of scores, and what its backward pass computes again;
+    the formula counts the causal half, as is customary.
+
     None where a kernel runs that the counter does not know, so that its count would be too low.
     """
     hardware = settle_hardware(config.train)
@@ -51,7 +73,7 @@ def counted_flops_per_token(config: AnyRunConfig, data: Any) -> float | None:
     )
     with torch.random.fork_rng():
         session = kind_of(config).open_session(one, data, hardware)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
             metrics = session.objective.accumulate(0)
     return counter.get_total_flops() / metrics.n_targets
 

@@ -224,9 +224,9 @@ def arm_specs(study: StudyFile) -> list[ArmSpec]:
     """
     points: list[tuple[str, Changes]] = [("", {})]
     for key, values in study.grid.items():
-        named = values.items() if isinstance(values, Mapping) else zip(
-            [f"{key.rsplit('.', 1)[-1]}={_label(value)}" for value in values], values, strict=True
-        )  # fmt: skip
+        named = list(values.items()) if isinstance(values, Mapping) else [
+            (f"{key.rsplit('.', 1)[-1]}={_label(value)}", value) for value in values
+        ]  # fmt: skip
         points = [
             (f"{label},{name}" if label else str(name), {**changes, key: value})
             for label, changes in points
