@@ -108,6 +108,8 @@ def commands(text: str) -> list[list[str]]:
     for line in text.splitlines():
         for part in line.split(" && "):
             words = shlex.split(part, comments=True)
+            if {"<", ">"} & set(words):  # the shell's own part
+                words = words[: min(i for i, word in enumerate(words) if word in ("<", ">"))]
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words = words[1:]
             if words:

@@ -117,6 +117,7 @@ def _answer(conversation: "Conversation", text: str) -> bool:
     from mixlab.cli.generate import write
 
     notes: list[str] = []
+    is_empty = True
     with _stop_on_ctrl_c() as is_stopped:
         pieces = conversation.answer(text, notes.append)
         for piece in pieces:
@@ -124,12 +125,15 @@ def _answer(conversation: "Conversation", text: str) -> bool:
                 _note(note)
             notes.clear()
             write(piece)
+            is_empty = is_empty and not piece.strip()
             if is_stopped():
                 pieces.close()
                 break
     write("\n")
     if is_stopped():
         _note("Stopped; the answer so far is kept.")
+    elif is_empty:
+        _note("The model ended its answer at once.")
     for note in notes:
         _note(note)
     return is_stopped()

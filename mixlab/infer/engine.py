@@ -24,6 +24,8 @@ from mixlab.infer.text_stream import TextStream
 DEFAULT_SAMPLING = SamplingConfig()
 PROMPT_TOKENS_PER_STEP = 2048
 """Waiting prompts are read until there are this many; live rows wait no longer than for these."""
+PROMPT_TOKENS_AT_FIRST = 16_384
+"""The same where no row is live, so that nobody waits; a bound on the memory of one call."""
 
 
 class Vocabulary(Protocol):
@@ -179,18 +181,19 @@ class Engine:
         """Read waiting prompts, those of one length together."""
         events: list[Event] = []
         n_read = 0
+        most = PROMPT_TOKENS_PER_STEP if self._rows else PROMPT_TOKENS_AT_FIRST
         while self._waiting and len(self._rows) < self.max_rows:
             group = [self._enter()]
             n_tokens = len(group[0][1])
             n_read += n_tokens
-            while self._fits_beside(group, n_read):
+            while self._fits_beside(group, most - n_read):
                 group.append(self._enter())
                 n_read += n_tokens
             logits = self._model.read(len(self._rows), [prompt for _, prompt in group])
             lives = [live for live, _ in group]
             self._rows += lives
             events += self._draw(lives, logits)
-            if n_read >= PROMPT_TOKENS_PER_STEP:
+            if n_read >= most:
                 break
         return events
 
@@ -199,14 +202,12 @@ class Engine:
         prompt, _ = self.fit(request)
         return _Live(key, request, prompt, self._words), prompt
 
-    def _fits_beside(self, group: list[tuple[_Live, list[int]]], n_read: int) -> bool:
+    def _fits_beside(self, group: list[tuple[_Live, list[int]]], n_left: int) -> bool:
         """Whether the next waiting prompt can be read with the group: a row, length and budget."""
         if not self._waiting or len(self._rows) + len(group) >= self.max_rows:
             return False
         n_tokens = len(group[0][1])
-        if n_read + n_tokens > PROMPT_TOKENS_PER_STEP:
-            return False
-        return len(self.fit(self._waiting[0][1])[0]) == n_tokens
+        return n_tokens <= n_left and len(self.fit(self._waiting[0][1])[0]) == n_tokens
 
     # --- drawing ----------------------------------------------------------------------------------
 
