@@ -14,7 +14,10 @@ from mixlab.report.study.material import Arm, Study, known
 
 NEEDED_FOR = (0.01, 0.02, 0.05, 0.1)
 """Effects, in the metric's unit, for which the number of seeds is said if the study names none."""
-FRONT_COSTS = ("flops", "seconds", "memory_bytes", "decode_flops", "decode_ms", "state_bytes")
+FRONT_COSTS = (
+    "flops", "seconds", "memory_bytes", "memory_estimate", "decode_flops", "decode_ms",
+    "state_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,8 @@ def _fronts(
     for cost in FRONT_COSTS:
         by_seed = {name: _cost_by_seed(study.arm(name), cost, values[name]) for name in values}
         if any(not costs for costs in by_seed.values()):
+            continue
+        if cost == "memory_estimate" and any(f.cost == "memory_bytes" for f in fronts):
             continue
         means = {name: float(np.mean(list(costs.values()))) for name, costs in by_seed.items()}
         if max(means.values()) <= 1.02 * min(means.values()):

@@ -65,6 +65,10 @@ def _reach(brush: Brush, rows: Sequence[Standing]) -> float:
 # --- what it costs ------------------------------------------------------------------------------
 
 
+_SELF_EVIDENT = ("flops", "seconds", "memory_bytes", "memory_estimate")
+"""Costs whose unit is in their name or on the axis."""
+
+
 def fronts(brush: Brush) -> list[Chart]:
     """The metric against each cost; the line is the best that the cost buys."""
     return [_front(brush, front) for front in brush.analysis.fronts]
@@ -85,7 +89,7 @@ def _front(brush: Brush, front: Front) -> Chart:
         marks += _front_point(brush, front, standing)
     is_wide = max(front.costs.values()) > 5 * min(front.costs.values())
     label = quantity.label[:1].lower() + quantity.label[1:]
-    unit = "" if front.cost in ("flops", "seconds", "memory_bytes") else f", {quantity.unit}"
+    unit = "" if front.cost in _SELF_EVIDENT else f", {quantity.unit}"
     return Chart(
         f"front-{front.cost}", f"against {label}",
         axis_of(front.cost, f"{label}{unit}", max(front.costs.values()), log=is_wide),

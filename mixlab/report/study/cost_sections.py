@@ -66,7 +66,7 @@ def matching(view: View) -> Html:
     for arm in study.arms:
         cells: list[Html | str] = [view.arm_link(arm)]
         for quantity in shown:
-            cells.append(_matched_cell(view, quantity, arm.mean(quantity)))
+            cells.append(view.to_runs(arm, _matched_cell(view, quantity, arm.mean(quantity))))
         changed = join(
             [tag("code", f"{key}={_short(value)}") for key, value in arm.changes.items()], " "
         ) or tag("span", "nothing", class_="quiet")

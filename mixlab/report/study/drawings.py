@@ -228,7 +228,12 @@ def axis_of(
     cost: str, label: str, most: float, log: bool = False, limits: Limits | None = None
 ) -> Axis:
     """An axis for something that is spent, with ticks that are round in a unit fit for `most`."""
-    units = {"memory_bytes": _SIZES, "state_bytes": _SIZES, "seconds": _TIMES}.get(cost)
+    units = {
+        "memory_bytes": _SIZES,
+        "memory_estimate": _SIZES,
+        "state_bytes": _SIZES,
+        "seconds": _TIMES,
+    }.get(cost)
     if units is not None:
         size, unit = next(((s, u) for s, u in units if most >= 2 * s), units[-1])
         return Axis(label, log, limits, lambda x: f"{x / size:.4g} {unit}", unit=size)

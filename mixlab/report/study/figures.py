@@ -87,7 +87,8 @@ QUANTITIES = {
         Quantity("active_params", "Active parameters", "parameters", units.count),
         Quantity("memory_bytes", "Peak memory", "bytes", units.size),
         Quantity("state_bytes", "Decoding state", "bytes per sequence", units.size),
+        Quantity("memory_estimate", "Training memory, estimated", "bytes", units.size),
         Quantity("decode_flops", "Decode cost", "FLOPs per token", units.flops),
-        Quantity("decode_ms", "Decode cost", "ms per token", units.three_digits),
+        Quantity("decode_ms", "Decode time", "ms per token", units.three_digits),
     )
 }

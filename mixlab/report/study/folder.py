@@ -126,7 +126,7 @@ class _Reader:
         value = (of.get("values") or {}).get(str(seed)) if not is_tuning else job.get("value")
         if known(value):
             final[self._metric_key()] = value
-        folder = str(job.get("run") or "") if status == "finished" else ""
+        folder = str(job.get("run") or "") if status in ("finished", "failed") else ""
         realised = {new: job[old] for old, new in _SPENT.items() if known(job.get(old))}
         return Run(
             arm=arm,
@@ -183,7 +183,8 @@ def _costs(arm: Mapping[str, Any]) -> dict[str, float]:
         "state_bytes": arm.get("state_bytes"),
         # A training token costs three forward passes by the usual count: one forward, two backward.
         "decode_flops": arm["flops_per_token"] / 3 if known(arm.get("flops_per_token")) else None,
-        "memory_bytes": realised.get("peak_memory_bytes") or arm.get("memory_bytes_estimate"),
+        "memory_bytes": realised.get("peak_memory_bytes"),
+        "memory_estimate": arm.get("memory_bytes_estimate"),
     }
     return {name: float(value) for name, value in found.items() if known(value)}
 

@@ -40,7 +40,17 @@ class Metric(NamedTuple):
             return units.ABSENT
         text = units.three_digits(float(f"{abs(self.scale * x):.2g}"))
         text = text.rstrip("0").rstrip(".") if "." in text else text
-        return f"{text} {self.short_unit}".rstrip()
+        unit = (
+            self.short_unit.removesuffix("s")
+            if text == "1" and self.scale != 1
+            else self.short_unit
+        )
+        return f"{text} {unit}".rstrip()
+
+    @property
+    def title(self) -> str:
+        """The label as a heading."""
+        return self.label[:1].upper() + self.label[1:]
 
     @property
     def axis(self) -> str:

@@ -22,7 +22,7 @@ def to_record(analysis: Analysis) -> dict[str, Any]:
         "alpha": study.alpha,
         "seeds": study.seeds,
         "progress": progress(analysis) or "complete",
-        "findings": [sentence._asdict() for sentence in findings(analysis, metric)],
+        "findings": [{"kind": s.kind, "text": s.text} for s in findings(analysis, metric)],
         "leaderboard": [_standing(standing) for standing in analysis.standings],
         "pairs": [asdict(pair) for pair in (comparison.pairs if comparison else ())],
         "tie_groups": [asdict(group) for group in (comparison.groups if comparison else ())],

@@ -19,7 +19,8 @@ def failed(view: View) -> Html:
         purpose = f"rate {rate(run.lr)}" if run.is_tuning else f"seed {run.seed}"
         kind = f": {run.error_kind}" if run.error_kind else ""
         tried = f", {plural(run.attempts, 'attempt')}"
-        head = tag("p", view.arm_link(view.study.arm(run.arm)), f" {purpose}{kind}{tried}")
+        place = join([" ", link(purpose, view.href(run)), f"{kind}{tried}"])
+        head = tag("p", view.arm_link(view.study.arm(run.arm)), place)
         parts += [head, tag("pre", run.error or "No error was recorded.")]
     text = (
         "These runs are left out above; the others of their arms count. An arm that fails for some "

@@ -30,7 +30,7 @@ def opening(view: View) -> Html:
 def _sentences(view: View, sentences: list[Sentence]) -> list[Html]:
     first = next((s for s in sentences if s.kind == "answer"), None)
     return [
-        paragraph(view.with_links(s.text), class_=f"{s.kind} first" if s is first else s.kind)
+        paragraph(view.with_links(s), class_=f"{s.kind} first" if s is first else s.kind)
         for s in sentences
     ]
 
@@ -121,7 +121,7 @@ def _row(view: View, standing: Standing, limits: tuple[float, float] | None) -> 
 def _difference(view: View, standing: Standing) -> Html:
     pair = standing.against_base
     assert pair is not None
-    text = view.metric.difference(pair.difference.mean)
+    text = view.to_runs(standing.arm, view.metric.difference(pair.difference.mean))
     if not pair.is_different:
         return tag("span", text, class_="quiet")
     better = (pair.difference.mean < 0) == view.metric.lower_is_better

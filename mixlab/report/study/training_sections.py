@@ -19,7 +19,7 @@ def curves(view: View) -> Html:
         "differ from the final one. Point at a name to light up its line."
     )
     return section(
-        "curves", "Loss against tokens, FLOPs and seconds", paragraph(text),
+        "curves", f"{view.metric.title} against tokens, FLOPs and seconds", paragraph(text),
         view.charts("curves", "three"), view.key(),
     )  # fmt: skip
 
@@ -75,8 +75,9 @@ def _tuning_table(view: View, tuned: list[Arm]) -> Html:
         lrs = {run.lr for run in arm.tuning}
         note = "" if arm.lr_status == "interior" else f" ({arm.lr_status})"
         rows.append([
-            view.arm_link(arm), str(len(lrs)), str(len(arm.tuning)), units.flops(flops),
-            units.duration(arm.spent("seconds", arm.tuning)), percent(share, 0),
+            view.arm_link(arm), str(len(lrs)), view.to_runs(arm, str(len(arm.tuning))),
+            view.to_runs(arm, units.flops(flops)),
+            view.to_runs(arm, units.duration(arm.spent("seconds", arm.tuning))), percent(share, 0),
             f"{rate(arm.lr)}{note}" if arm.lr else arm.lr_status, _sensitivity(view, arm),
         ])  # fmt: skip
     return table(columns, rows)

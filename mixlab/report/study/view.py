@@ -16,6 +16,7 @@ from mixlab.report.study.metrics import Metric, describe_metric
 from mixlab.report.study.palette import Look, look
 from mixlab.report.study.scene import Scene, lay_out
 from mixlab.report.study.svg import marker_svg, write_svg
+from mixlab.report.study.words import CLOSE, OPEN, Sentence
 
 
 class View:
@@ -84,16 +85,18 @@ class View:
             return link(text, self.href(standing.arm.finished[0]))
         return link(text, f"#{self.arm_id(standing.arm)}")
 
-    def with_links(self, text: str) -> Html:
+    def with_links(self, sentence: Sentence) -> Html:
         """A sentence in which every arm's name leads to its runs and is not broken over lines."""
-        names = sorted(self.looks, key=len, reverse=True)
-        pattern = "|".join(re.escape(name) for name in names)
-        parts = re.split(rf"(?<![\w-])({pattern})(?![\w-])", text) if names else [text]
-        return join(
-            tag("a", part, href=f"#arm-{self.looks[part].series}", class_="name")
-            if part in self.looks else part
-            for part in parts
-        )  # fmt: skip
+        parts: list[str] = []
+        for place, part in enumerate(re.split(f"[{OPEN}{CLOSE}]", sentence.marked)):
+            is_name = place % 2 == 1  # every other part stands between marks
+            own = self.looks[part].series if is_name else -1
+            parts.append(tag("a", part, href=f"#arm-{own}", class_="name") if is_name else part)
+        return join(parts)
+
+    def to_runs(self, arm: Arm, text: Content) -> Html:
+        """A figure that leads to the runs that it comes from."""
+        return tag("a", text, href=f"#{self.arm_id(arm)}", class_="figure") if text else Html("")
 
     # --- pieces -------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The findings of a study in plain sentences, the ones that a reader should see first."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mixlab.report.study.analysis import Analysis
@@ -7,13 +8,28 @@ from mixlab.report.study.figures import listed, plural
 from mixlab.report.study.metrics import Metric
 
 _SHOWN_BEHIND = 4
+OPEN, CLOSE = "\ue000", "\ue001"
+"""Stand around an arm's name in a sentence, so that a page can link it; in no text otherwise."""
 
 
 class Sentence(NamedTuple):
     """One finding. `kind` is what a page marks it by: answer, noise, warning or note."""
 
     kind: str
-    text: str
+    marked: str
+    """The sentence, with marks around the names of arms."""
+
+    @property
+    def text(self) -> str:
+        return self.marked.replace(OPEN, "").replace(CLOSE, "")
+
+
+def _named(name: str) -> str:
+    return f"{OPEN}{name}{CLOSE}"
+
+
+def _all_named(names: Iterable[str]) -> str:
+    return listed([_named(name) for name in names])
 
 
 def progress(analysis: Analysis) -> str:
@@ -60,14 +76,16 @@ def _alone(analysis: Analysis, metric: Metric) -> str:
     assert analysis.comparison is not None
     only = analysis.comparison.arms[0]
     value = f"{metric.value(only.mean)} {metric.unit}".rstrip()
-    return f"Only {only.name} can be judged ({value}), so there is nothing to compare it with."
+    return (
+        f"Only {_named(only.name)} can be judged ({value}), so there is nothing to compare it with."
+    )
 
 
 def _untested(analysis: Analysis, metric: Metric) -> str:
     assert analysis.comparison is not None
     best = analysis.comparison.arms[0]
     return (
-        f"Nothing can be ranked: there is one seed per arm. {best.name} has the best "
+        f"Nothing can be ranked: there is one seed per arm. {_named(best.name)} has the best "
         f"{metric.label} ({metric.value(best.mean)}), and another seed could turn the order around."
     )
 
@@ -80,18 +98,21 @@ def _answers(analysis: Analysis, metric: Metric) -> list[str]:
         return [_all_tied(analysis, n)]
     best = f"{metric.value(comparison.arm(head.head).mean)} {metric.unit}".rstrip()
     outside = [s.arm.name for s in analysis.ranked if s.arm.name not in head.members]
-    behind = [f"{name} by {_distance(analysis, metric, head.head, name)}" for name in outside]
+    top_name = _named(head.head)
+    behind = [
+        f"{_named(name)} by {_distance(analysis, metric, head.head, name)}" for name in outside
+    ]
     if n == 2:
         distance = _distance(analysis, metric, head.head, outside[0])
-        return [f"{outside[0]} is worse than {head.head} by {distance}, more than noise."]
+        return [f"{_named(outside[0])} is worse than {top_name} by {distance}, more than noise."]
     rest = f"; and {len(behind) - _SHOWN_BEHIND} more" if len(behind) > _SHOWN_BEHIND else ""
-    worse = f"Worse than {head.head}: {'; '.join(behind[:_SHOWN_BEHIND])}{rest}."
+    worse = f"Worse than {top_name}: {'; '.join(behind[:_SHOWN_BEHIND])}{rest}."
     if len(head.members) == 1:
-        top = f"{head.head} is best ({best}): all {n - 1} others are worse by more than noise."
+        top = f"{top_name} is best ({best}): all {n - 1} others are worse by more than noise."
     else:
         top = (
             f"{len(head.members)} of {n} arms cannot be told apart at the top: "
-            f"{listed(list(head.members))}. The best mean is that of {head.head} ({best})."
+            f"{_all_named(head.members)}. The best mean is that of {top_name} ({best})."
         )
     return [top, worse, _against_base(analysis)]
 
@@ -132,11 +153,11 @@ def _against_base(analysis: Analysis) -> str:
     worse = [name for name in different if name not in better]
     same = [s.arm.name for s in judged if s.arm.name not in different]
     parts = [
-        f"better: {listed(better)}" if better else "none is better",
-        f"worse: {listed(worse)}" if worse else "",
-        f"not told apart from it: {listed(same)}" if same else "",
+        f"better: {_all_named(better)}" if better else "none is better",
+        f"worse: {_all_named(worse)}" if worse else "",
+        f"not told apart from it: {_all_named(same)}" if same else "",
     ]
-    return f"Against the base arm {base}: {'; '.join(part for part in parts if part)}."
+    return f"Against the base arm {_named(base)}: {'; '.join(part for part in parts if part)}."
 
 
 # --- noise --------------------------------------------------------------------------------------
@@ -146,15 +167,16 @@ def _noise(analysis: Analysis, metric: Metric) -> list[str]:
     floor, base = analysis.floor, analysis.study.base
     if floor is None or floor.sd is None:
         return [
-            f"The noise is unknown, as {base} has no second seed. Without it no difference can be "
-            "judged."
+            f"The noise is unknown, as {_named(base)} has no second seed. Without it no "
+            "difference can be judged."
         ]
     spread = f"standard deviation over {plural(floor.n, 'seed')}"
     if floor.sd_low is not None and floor.sd_high is not None:
         low, high = metric.size(floor.sd_low), metric.size(floor.sd_high)
         spread += f", true value between {low} and {high}"
     texts = [
-        f"Noise: the seed alone moves the {metric.label} of {base} by {metric.size(floor.sd)} "
+        f"Noise: the seed alone moves the {metric.label} of {_named(base)} by "
+        f"{metric.size(floor.sd)} "
         f"({spread})."
     ]
     if analysis.detectable is not None:
@@ -216,13 +238,13 @@ def _notes(analysis: Analysis) -> list[str]:
         if standing.arm.why_not:
             by_reason.setdefault(standing.arm.why_not.rstrip("."), []).append(standing.arm.name)
     if by_reason:
-        parts = [f"{listed(names)} ({reason})" for reason, names in by_reason.items()]
+        parts = [f"{_all_named(names)} ({reason})" for reason, names in by_reason.items()]
         found.append(f"Not ranked: {'; '.join(parts)}.")
     failed = [
         arm.name for arm in analysis.study.arms if any(run.status == "failed" for run in arm.runs)
     ]
     if failed:
-        found.append(f"Runs failed in {listed(failed)}; their errors are below.")
+        found.append(f"Runs failed in {_all_named(failed)}; their errors are below.")
     return found
 
 
