@@ -37,7 +37,8 @@ def serve(
 ) -> None:
     """Serve a trained model to the OpenAI client and all that speaks its API.
 
-    Endpoints: /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics, /docs.
+    Endpoints: /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics,
+    /openapi.json.
 
     \b
     Examples:

@@ -32,8 +32,11 @@ ENDPOINTS = frozenset(
 )
 
 
-def make_app(service: Service, token: str | None) -> App:
-    """The application, with the gate before it; starts and ends the service's worker."""
+def make_app(service: Service, token: str | None, *, is_local: bool = False) -> App:
+    """The application, with the gate before it; starts and ends the service's worker.
+
+    With `is_local`, requests for another host than this machine's loopback are refused.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,6 +49,8 @@ def make_app(service: Service, token: str | None) -> App:
         version=__version__,
         summary="A model trained with mixlab, behind the OpenAI API.",
         lifespan=lifespan,
+        docs_url=None,  # these pages would load scripts from elsewhere
+        redoc_url=None,
     )
     _add_models(app, service)
     _add_answers(app, service)
@@ -65,8 +70,9 @@ def make_app(service: Service, token: str | None) -> App:
 
     app.openapi = openapi  # type: ignore[method-assign]
     return Gate(
-        app, token=token, settings=service.settings, metrics=service.metrics, endpoints=ENDPOINTS
-    )
+        app, token=token, is_local=is_local, settings=service.settings, metrics=service.metrics,
+        endpoints=ENDPOINTS,
+    )  # fmt: skip
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

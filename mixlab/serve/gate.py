@@ -1,4 +1,4 @@
-"""What every request passes before it is read: bearer token, size and time of its body.
+"""What every request passes before it is read: host, bearer token, size and time of its body.
 
 Plain ASGI rather than FastAPI's middleware, which would stand between a stream and the news that
 its client has gone.
@@ -6,9 +6,11 @@ its client has gone.
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from mixlab.serve.errors import ApiError
 from mixlab.serve.metrics import Metrics
@@ -31,12 +33,12 @@ class Gate:
     """Wraps an application."""
 
     def __init__(
-        self, app: App, *, token: str | None, settings: ServeSettings, metrics: Metrics,
-        endpoints: frozenset[str],
+        self, app: App, *, token: str | None, is_local: bool, settings: ServeSettings,
+        metrics: Metrics, endpoints: frozenset[str],
     ) -> None:  # fmt: skip
         self._app, self._settings, self._metrics = app, settings, metrics
         self._token = None if token is None else token.encode()
-        self._endpoints = endpoints
+        self._endpoints, self._is_local = endpoints, is_local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,6 +55,7 @@ class Gate:
             await send(message)
 
         try:
+            self._check_host(scope)
             self._check_token(scope)
             body = await self._read(scope, receive)
         except ApiError as error:
@@ -64,6 +67,21 @@ class Gate:
         finally:
             self._metrics.requests.labels(endpoint, str(status)).inc()
             self._metrics.seconds.labels(endpoint).observe(time.monotonic() - start)
+
+    def _check_host(self, scope: Scope) -> None:
+        """A page in a browser may give its own name this machine's address (DNS rebinding)."""
+        if not self._is_local:
+            return
+        given = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        try:
+            name = urlsplit(f"//{given}").hostname or ""
+        except ValueError:
+            name = given
+        if given and not is_loopback(name):
+            raise ApiError(
+                421, "This server answers for localhost and loopback addresses only. To reach it "
+                "by another name, start it with a token.",
+            )  # fmt: skip
 
     def _check_token(self, scope: Scope) -> None:
         if self._token is None or scope["path"] in OPEN_PATHS:
@@ -105,6 +123,16 @@ class Gate:
                 code="request_too_large",
             )  # fmt: skip
         return bytes(body)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 class _Gone(Exception):  # noqa: N818 (a state, not a mistake)

@@ -1,6 +1,5 @@
 """Open a run, listen, and end in order."""
 
-import ipaddress
 import signal
 import socket
 import threading
@@ -17,7 +16,7 @@ from mixlab.core.units import count
 from mixlab.jobs.chat_format import open_chat_format
 from mixlab.jobs.trained import TrainedModel, open_trained
 from mixlab.serve.app import make_app
-from mixlab.serve.gate import App
+from mixlab.serve.gate import App, is_loopback
 from mixlab.serve.metrics import Metrics
 from mixlab.serve.service import Card, Service
 from mixlab.serve.settings import ServeSettings
@@ -41,22 +40,13 @@ def check_address(host: str, token: str | None, *, without_token: bool) -> None:
         if token != token.strip():
             raise LabError("--token: expected no blanks at its ends.")
         return
-    if without_token or _is_loopback(host):
+    if without_token or is_loopback(host):
         return
     raise LabError(
         f"--host = {host!r}: expected a loopback address such as 127.0.0.1, as there is no token, "
         "and anybody who reaches this machine could use the model. Set a token by --token or "
         "MIXLAB_TOKEN, or say --without-token."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def open_service(
@@ -116,10 +106,10 @@ def serve(
     Raises:
         LabError: the address is taken or cannot be had.
     """
-    app = make_app(service, token)
+    app = make_app(service, token, is_local=token is None and is_loopback(host))
     listener = _listen(host, port)
     address, port = listener.getsockname()[:2]
-    server = _Server(app, service)
+    server = _Server(app, service, tell)
     where = f"[{address}]" if ":" in address else address
     tell(f"Serving {service.card.name} at http://{where}:{port}/v1 (Ctrl-C stops)")
     try:
@@ -132,7 +122,9 @@ def serve(
 class _Server(uvicorn.Server):
     """Refuses new answers as soon as it is asked to stop."""
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(
+        self, app: App, service: Service, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         config = uvicorn.Config(
             app,  # type: ignore[arg-type]
             log_level="warning",
@@ -142,7 +134,7 @@ class _Server(uvicorn.Server):
             ws="none",
         )
         super().__init__(config)
-        self._service = service
+        self._service, self._tell = service, tell
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -159,7 +151,13 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self._service.worker.refuse_new()
+        worker, limit = self._service.worker, self._service.settings.shutdown_s
+        worker.refuse_new()
+        if worker.n_open and not self.should_exit:
+            self._tell(
+                f"Stopping; {worker.n_open} answers under way have {limit} s to end. Ctrl-C again "
+                "stops at once."
+            )
         super().handle_exit(sig, frame)
 
 

@@ -53,6 +53,19 @@ def test_mistakes_are_one_paragraph(fork_server, folder, command, words):
     assert "Traceback" not in result.stderr and not result.stdout
 
 
+def test_a_run_that_is_still_training_is_served_and_said_to_be(folder, monkeypatch):
+    from mixlab.core.run_dir import RunDir
+    from mixlab.serve.server import open_service
+    from mixlab.serve.settings import ServeSettings
+
+    monkeypatch.chdir(folder)
+    with RunDir.open("run").lock():
+        service, notes = open_service("run", ServeSettings())
+    assert service.card.facts["is_training"]
+    assert any("step 12" in note and "training" in note for note in notes), notes
+    assert service.card.facts["notes"] == notes[:-1]  # the last one is about base models
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_real_run_is_served_until_ctrl_c(fork_server, folder, number):
     command = fork_server.start(
@@ -61,7 +74,8 @@ def test_a_real_run_is_served_until_ctrl_c(fork_server, folder, number):
     found: list[str] = []
 
     def listening():
-        found[:] = re.findall(r"at (http://127\.0\.0\.1:\d+)/v1", command._stderr.read_text())
+        said = command._stderr.read_text() if command._stderr.exists() else ""
+        found[:] = re.findall(r"at (http://127\.0\.0\.1:\d+)/v1", said)
         return bool(found)
 
     deadline = time.monotonic() + 60

@@ -95,10 +95,12 @@ def make_service(
 
 
 @contextmanager
-def listening(service: Service, token: str | None = None) -> Iterator[str]:
+def listening(
+    service: Service, token: str | None = None, *, is_local: bool = False
+) -> Iterator[str]:
     """Serves on a free port of loopback, whose address is given, until the block ends."""
     listener = _listen("127.0.0.1", 0)
-    server = _Server(make_app(service, token), service)
+    server = _Server(make_app(service, token, is_local=is_local), service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: server.started)

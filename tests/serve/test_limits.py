@@ -6,7 +6,7 @@ import threading
 import httpx
 import openai
 import pytest
-from stub_server import served
+from stub_server import listening, make_service, served
 
 from mixlab.core.config import decode
 from mixlab.core.errors import LabError
@@ -41,6 +41,19 @@ def test_a_token_is_asked_for():
         assert server.openai.completions.create(**BODY, max_tokens=2).choices[0].text == "de"
         with pytest.raises(openai.AuthenticationError):
             server.openai.with_options(api_key="another").models.list()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:8000", 200), ("localhost", 200), ("[::1]:9", 200),
+        ("evil.example", 421), ("localhost.evil.example:8000", 421), ("[", 421), ("10.0.0.1", 421),
+    ],
+)  # fmt: skip
+def test_a_local_server_answers_for_this_machine_only(host, status):
+    service, _ = make_service()
+    with listening(service, is_local=True) as url:
+        assert httpx.get(f"{url}/health", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1", "[::1]"])
