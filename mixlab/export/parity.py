@@ -25,6 +25,7 @@ LIMIT = 1e-4
 """Largest difference of a logit that counts as equal, in float32; where logits exceed 1 it is that
 share of the largest. Sums in another order err by some 1e-6."""
 TEXTS = ("The ", "def main():\n    ", "1 + 1 = 2\n", "Zwölf große Bären: 12,5 %.\n")
+QUESTION = "What is 2 + 3?"
 N_ROWS, N_TOKENS, N_NEW = 2, 48, 16
 TIMEOUT_S = 3600
 MARK = "measured: "
@@ -48,6 +49,7 @@ class Job(NamedTuple):
     texts: tuple[str, ...]
     text_ids: list[list[int]]
     ids: list[list[int]]  # prompts of the greedy comparison
+    chat_ids: list[int] | None = None  # of `QUESTION` by the chat template, up to the answer
 
 
 def require_transformers() -> None:
@@ -109,6 +111,7 @@ def measure(
         {
             "folder": str(job.folder), "reference": str(job.reference), "texts": job.texts,
             "text_ids": job.text_ids, "ids": job.ids, "n_new": _n_new(job),
+            "question": QUESTION, "chat_ids": job.chat_ids,
         }
         for job in jobs
     ]  # fmt: skip
@@ -150,4 +153,6 @@ def judge(found: dict[str, Any]) -> str:
             return f"{text} {value:.2g}, more than {limit:.2g}"
     if found.get("tokenizer_equal") is False:
         return "its tokenizer gives other tokens than the run's"
+    if found.get("chat_template_equal") is False:
+        return "its chat template gives other tokens than the run's"
     return ""

@@ -2,9 +2,9 @@
 
     python -I parity_probe.py JOBS.json
 
-JOBS.json holds a list of {"folder", "reference", "texts", "ids", "n_new"}; `reference` is a file
-with `tokens` (B, T) and the `logits` (B, T, vocab) and `greedy` (n, n_new) of the model that was
-exported. For each job one line of JSON is printed. Everything runs in float32 on the CPU.
+JOBS.json holds a list of jobs, see `Job` in parity.py; `reference` is a file with `tokens` (B, T)
+and the `logits` (B, T, vocab) and `greedy` (n, n_new) of the model that was exported. For each job
+one line of JSON is printed. Everything runs in float32 on the CPU.
 """
 
 import json
@@ -73,6 +73,12 @@ def measure(job: dict) -> dict:
         usual = [tokenizer(text).input_ids for text in job["texts"]]
         found["tokenizer_equal"] = plain == job["text_ids"]
         found["tokenizer_adds"] = usual != plain
+        if job["chat_ids"] is not None:
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": job["question"]}],
+                add_generation_prompt=True, tokenize=True, return_dict=False,
+            )  # fmt: skip
+            found["chat_template_equal"] = ids == job["chat_ids"]
     return found
 
 

@@ -1,5 +1,6 @@
 """A stock model folder, written: weights, config.json, generation_config.json and the tokenizer."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,11 @@ WIDE = ("e_score_correction_bias",)
 """Endings of tensors that stay in float32: a rounded one would choose other experts."""
 WEIGHTS, CONFIG, GENERATION = "model.safetensors", "config.json", "generation_config.json"
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+PARITY = "parity.json"
+SEALED = (WEIGHTS, CONFIG, TOKENIZER)
+"""Files that the certificate is about, by their hashes."""
 
 
 class ChatFacts(NamedTuple):
@@ -87,6 +93,12 @@ def write_model(
     if chat is not None:
         settings["chat_template"] = chat.template
     _write(folder / TOKENIZER_CONFIG, settings)
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask(folder: Path) -> int:

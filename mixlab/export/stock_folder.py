@@ -21,7 +21,15 @@ from mixlab.data.tokenizers.base import KNOWN_EOS, Tokenizer, load_tokenizer
 from mixlab.export import TARGETS
 from mixlab.export.fields import CODE, Fields, ModelFolderError
 from mixlab.export.moves import Move, MoveError, Tensors, to_ours, to_stock
-from mixlab.export.stock_files import CONFIG, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS
+from mixlab.export.stock_files import (
+    CONFIG,
+    PARITY,
+    SEALED,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    sha256,
+)
 from mixlab.export.target import Target
 from mixlab.nn.language_model import LanguageModel, LanguageModelConfig
 
@@ -57,6 +65,7 @@ def read_stock_folder(folder: Path) -> StockModel:
         raise ModelFolderError(
             f"{folder} is a run already: expected a model folder with a {CONFIG}."
         )
+    _check_seal(folder)
     target, config, is_tied = _read_config(folder)
     moves = target.moves(config)
     with torch.device("meta"):
@@ -67,6 +76,19 @@ def read_stock_folder(folder: Path) -> StockModel:
     assert not wrong and weights.keys() == skeleton.keys(), wrong
     tokenizer, chat_template = _read_tokenizer(folder, config)
     return StockModel(target, config, weights, tokenizer, chat_template)
+
+
+def _check_seal(folder: Path) -> None:
+    """Hold the files against the hashes that an export left beside them, if one did."""
+    if not (folder / PARITY).exists():
+        return
+    stated = read_object(folder / PARITY).get("sha256")
+    for name in SEALED if isinstance(stated, dict) else ():
+        if name in stated and (folder / name).exists() and sha256(folder / name) != stated[name]:
+            raise ModelFolderError(
+                f"{folder / name} was altered since it was exported ({PARITY} has its hash). "
+                f"Export it anew, or delete {PARITY} to take the folder as it is."
+            )
 
 
 # --- config.json ------------------------------------------------------------------------------

@@ -17,8 +17,17 @@ from mixlab.core.errors import LabError, RunError
 from mixlab.core.json_files import to_plain, write_json
 from mixlab.core.provenance import command_line
 from mixlab.core.run_dir import RunDir
+from mixlab.data.chat.messages import Message
 from mixlab.export import parity
-from mixlab.export.stock_files import ChatFacts, DType, stock_tensors, write_model
+from mixlab.export.stock_files import (
+    PARITY,
+    SEALED,
+    ChatFacts,
+    DType,
+    sha256,
+    stock_tensors,
+    write_model,
+)
 from mixlab.export.target import Target
 from mixlab.export.verdict import Verdict, lines
 from mixlab.export.whole_folder import require_free, whole_folder
@@ -93,6 +102,8 @@ def export_run(
             raise NoStockHomeError(_refusal(path, out, found))
         parity.require_transformers()
     source = _Source(run, config, open_trained(path, checkpoint))
+    for note in source.trained.notes:
+        screen.note(note)
     command = command or command_line(sys.argv)
     if layout == "mixlab":
         return _write_own(source, out, command, screen)
@@ -118,7 +129,8 @@ def _write_stock(
     target, run, trained = found.target, source.run, source.trained
     assert target is not None
     model = trained.model.to("cpu", torch.float32).eval()
-    chat = _chat(source)
+    fmt = open_chat_format(run, trained.tokenizer)
+    chat = ChatFacts(fmt.template.jinja, fmt.stop_ids) if fmt.is_tuned else None
     with whole_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
 
@@ -135,6 +147,8 @@ def _write_stock(
                 write(wide, "float32")
         with screen.task("Computing what is expected", None):
             job = parity.prepare(wide, model, trained.tokenizer, work / "reference.safetensors")
+            if chat is not None:
+                job = job._replace(chat_ids=fmt.prompt_ids([Message("user", parity.QUESTION)]))
         jobs = [job] if wide == folder else [job, job._replace(folder=folder)]
         with screen.task("Loading the folder with transformers and comparing", None):
             certificate, *rounded = parity.measure(jobs, work, os.environ)
@@ -150,7 +164,8 @@ def _write_stock(
         if rounded:
             certificate["rounding"] = {"dtype": dtype, **rounded[0]}
         certificate["step"], certificate["limit"] = trained.step, parity.LIMIT
-        write_json(folder / "parity.json", to_plain(certificate))
+        certificate["sha256"] = {name: sha256(folder / name) for name in SEALED}
+        write_json(folder / PARITY, to_plain(certificate))
         facts = Exported(
             step=trained.step, command=command, dtype=dtype,
             n_params=certificate["n_parameters"], architecture=target.architecture,
@@ -164,14 +179,6 @@ def _describe(folder: Path, run: RunDir, facts: Exported) -> None:
     """The model card, and the config that it refers to."""
     (folder / "README.md").write_text(model_card(run, facts), encoding="utf-8")
     shutil.copyfile(run.config_path, folder / "run-config.yaml")
-
-
-def _chat(source: _Source) -> ChatFacts | None:
-    """The template of a run that was tuned on conversations; none for one that writes on."""
-    fmt = open_chat_format(source.run, source.trained.tokenizer)
-    if not fmt.is_tuned:
-        return None
-    return ChatFacts(fmt.template.jinja, fmt.stop_ids)
 
 
 def _notes(certificate: Mapping[str, Any]) -> list[str]:

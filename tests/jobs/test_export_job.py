@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from mixlab.core.config import dump_yaml, read_yaml
 from mixlab.core.errors import ConfigError, MissingPackageError, RunError
 from mixlab.export import parity
+from mixlab.export.fields import ModelFolderError
 from mixlab.export.stock_files import stock_tensors
 from mixlab.export.verdict import verdict
 from mixlab.export.whole_folder import OutputError
@@ -94,6 +95,7 @@ def test_places_that_are_taken(run, lab, quiet, measured):
         ({"largest_logit_difference": float("nan")}, parity.ParityError),
         ({"cached_against_uncached": 0.5}, parity.ParityError),
         ({"tokenizer_equal": False}, parity.ParityError),
+        ({"chat_template_equal": False}, parity.ParityError),
         ({"error": "ValueError: no"}, parity.ParityError),
         (OSError(28, "No space left on device"), OutputError),
         (KeyboardInterrupt(), KeyboardInterrupt),
@@ -172,6 +174,16 @@ def test_an_imported_run_can_be_trained_on(imported, no_pictures, quiet):
     assert torch.equal(first.norm.weight, last.norm.weight)
     resumed = resume_run(Path("runs/stock"), screen=quiet, command="test")  # in place, from step 0
     assert resumed.status == "finished" and resumed.summary["steps"] == 6
+
+
+def test_an_altered_file_is_refused_by_name(imported, lab, quiet):
+    """The export's own hashes tell; without them a changed bit of a weight looks like any other."""
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        content = (lab / "stock" / name).read_bytes()
+        (lab / "stock" / name).write_bytes(content[:-9] + b"#" + content[-8:])
+        with pytest.raises(ModelFolderError, match=f"{name} was altered"):
+            import_checkpoint("stock", name="other", screen=quiet)
+        (lab / "stock" / name).write_bytes(content)
 
 
 def test_names_and_overrides(imported, quiet):
