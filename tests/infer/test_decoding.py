@@ -13,6 +13,8 @@ from mixlab.infer.decoding.static import StaticStep
 from mixlab.nn.recursion.loop_pass import Loops
 
 RECIPES = shrunk_models()
+KINDS = ["attention-mlp", "hybrid-sparse", "looped-lm", "moe"]
+"""Recipes that have every kind of mixer between them."""
 PROMPTS = [[5, 6, 7], [1, 2, 3, 4] * 10, [9]]
 
 
@@ -20,7 +22,7 @@ def draw(n, seed=0):
     return torch.randint(0, 29, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def assert_follows(model, rows, texts, n_steps=5):
+def assert_follows(model, rows, texts, n_steps=3):
     """Logits of every row are those of its own text, while texts grow."""
     found = torch.stack([rows.read(i, [text])[0] for i, text in enumerate(texts)])
     texts = [list(text) for text in texts]
@@ -40,7 +42,7 @@ def test_rows_of_different_lengths_are_as_if_alone(name):
     assert_follows(model, row_model(model), PROMPTS)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_rows_of_one_length(name):
     model = roughened(RECIPES[name])
     assert_follows(model, row_model(model), [draw(4, 1), draw(4, 2)], n_steps=3)
@@ -71,7 +73,7 @@ def test_settings_of_the_model(settings):
     assert_follows(model, row_model(model), PROMPTS, n_steps=2)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_prompts_of_one_length_are_read_together(name):
     model = roughened(RECIPES[name])
     rows = row_model(model)
@@ -125,7 +127,7 @@ def test_a_form_that_was_asked_for_by_name_is_kept(cfg, change):
     assert_follows(model, rows, PROMPTS, n_steps=2)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_row_takes_the_place_of_another(name):
     model = roughened(RECIPES[name])
     rows = row_model(model)
@@ -154,7 +156,7 @@ def test_a_row_of_nan_does_not_outlive_its_text():
     torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
     """Fixed places, rows rounded up, all slots: as on a GPU, here without recording."""
     model = roughened(RECIPES[name])
@@ -186,7 +188,7 @@ def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("n_tokens", [1, 9, 40])
+@pytest.mark.parametrize("n_tokens", [1, 40])
 def test_bytes_of_a_row_are_those_of_the_formula(name, n_tokens):
     """The formula is the one that `mixlab show` prints, per layer and looped application."""
     cfg = RECIPES[name]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from infer.decoding_models import logits_after, roughened, shrunk_models
 from tiny_mixers import SEQUENCE
 
 from mixlab.core.config import decode
@@ -14,6 +15,7 @@ from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
 SIZES = {kind: variants["plain"] for kind, variants in SEQUENCE.items()}
 GREEDY = SamplingConfig(temperature=0)
 V = 29
+RECIPES = shrunk_models()
 
 
 def build(kind="attention", **settings):
@@ -49,6 +51,17 @@ def uncached(model, prompt, n):
 def test_cached_greedy_equals_uncached_greedy(kind):
     model = build(kind)
     assert run(model) == uncached(model, [3, 1, 4, 1, 5], 12)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_writes_greedily_what_it_writes_without_a_cache(name):
+    model = roughened(RECIPES[name], torch.float32)
+    text = [5, 6, 7, 8]
+    found = run(model, text, 12)
+    for token in found:
+        assert token == int(logits_after(model, text).argmax())
+        text.append(token)
+    assert len(found) == 12
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])
