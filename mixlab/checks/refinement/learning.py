@@ -98,6 +98,8 @@ def _head_gradient(objective: Refinement, model: Refiner) -> float:
     elif halting.kind == "ponder":
         weights = ponder_weights(torch.cat(logits, dim=1))
         charged = ponder_divergence(weights, halting.ponder_prior).mean()
+    if not charged.requires_grad:
+        return 0.0
     (gradient,) = torch.autograd.grad(charged, [model.q_head.weight], allow_unused=True)
     return 0.0 if gradient is None else float(gradient.norm())
 
