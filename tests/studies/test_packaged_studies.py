@@ -46,7 +46,13 @@ def check(found):
         assert most / least <= 1.01, f"{quantity} from {count(least)} to {count(most)}"
 
 
-@pytest.mark.parametrize("name", packaged_studies())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith("-as-published") else ())
+        for name in packaged_studies()
+    ],
+)
 def test_smoke_size(settled, name):
     found = settled(name, True)
     check(found)
