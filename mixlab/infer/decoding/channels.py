@@ -73,26 +73,21 @@ class MoEStep(ChannelStep):
         return self.shared_output.add_to(y, shared)
 
     def _chosen(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """Expert by expert, those that a row has chosen."""
-        takers: dict[int, list[tuple[int, int]]] = {}
-        for row, chosen in enumerate(indices.tolist()):
-            for slot, expert in enumerate(chosen):
-                takers.setdefault(expert, []).append((row, slot))
-        y = torch.zeros_like(x, dtype=weights.dtype)
-        for expert, places in takers.items():
-            rows, slots = zip(*places, strict=True)
-            if len(rows) == len(x):  # a row takes an expert once, so all rows take it, in order
-                share = weights[:, slots[0] : slots[0] + 1] if len(x) == 1 else None
-                share = weights[range(len(x)), slots, None] if share is None else share
-                y += self._expert(expert, x, share)
-                continue
-            here = list(rows)
-            y[here] += self._expert(expert, x[here], weights[here, list(slots), None])
-        return y
-
-    def _expert(self, expert: int, x: Tensor, share: Tensor) -> Tensor:
-        hidden = _activate(x @ self.up[expert], self.cfg.activation)
-        return hidden.mul_(share.to(hidden.dtype)) @ self.down[expert]
+        """Rows sorted by expert, so that each chosen expert takes a stretch of them."""
+        flat = indices.flatten()  # (M,), M = B k
+        order = flat.argsort(stable=True)
+        rows = order // indices.shape[1]
+        stretches = _stretches(flat[order].tolist())
+        taken = x[rows]  # (M, D)
+        hidden = x.new_empty(len(flat), self.up.shape[2])
+        for expert, here in stretches:
+            torch.mm(taken[here], self.up[expert], out=hidden[here])
+        hidden = _activate(hidden, self.cfg.activation)
+        hidden.mul_(weights.flatten()[order, None].to(hidden.dtype))
+        out = torch.empty_like(taken)
+        for expert, here in stretches:
+            torch.mm(hidden[here], self.down[expert], out=out[here])
+        return torch.zeros_like(x, dtype=weights.dtype).index_add_(0, rows, out.to(weights.dtype))
 
     def _all(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Every expert on every row, for the weights are read anyway; nothing is waited for."""
@@ -102,6 +97,13 @@ class MoEStep(ChannelStep):
         share = torch.zeros(len(x), n_experts, dtype=weights.dtype, device=x.device)
         share.scatter_(1, indices, weights)  # (B, E)
         return torch.einsum("be,ebd->bd", share, out.to(weights.dtype))
+
+
+def _stretches(experts: list[int]) -> list[tuple[int, slice]]:
+    """Where each number of a sorted list stands."""
+    starts = [i for i, expert in enumerate(experts) if i == 0 or expert != experts[i - 1]]
+    ends = [*starts[1:], len(experts)]
+    return [(experts[a], slice(a, b)) for a, b in zip(starts, ends, strict=True)]
 
 
 def _activate(h: Tensor, activation: Activation) -> Tensor:
