@@ -179,6 +179,11 @@ def test_claims_that_their_study_cannot_test(tmp_path, changes, said):
         load_claim(str(tmp_path / "mine.yaml"))
 
 
+def test_the_folder_of_another_study_is_refused(verdict):
+    with pytest.raises(LabError, match="arm = 'c': expected an arm of the study"):
+        verdict({"a": 0.0, "b": 0.0}, all_of=[{"arm": "c", "better_than": "b"}])
+
+
 def test_an_unknown_claim_suggests_the_nearest():
     with pytest.raises(LabError, match="Did you mean 'placement-matters'"):
         load_claim("placement-maters")

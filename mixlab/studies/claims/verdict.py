@@ -18,6 +18,7 @@ from itertools import combinations
 from typing import Literal
 
 from mixlab import stats
+from mixlab.core.errors import LabError
 from mixlab.report.study.material import Arm, Study, known
 from mixlab.studies.claims.claim_file import QUANTITIES, ClaimFile, Statement
 
@@ -64,7 +65,18 @@ class Verdict:
 
 
 def judge(claim: ClaimFile, study: Study) -> Verdict:
-    """Judge every statement by the study as it stands."""
+    """Judge every statement by the study as it stands.
+
+    Raises:
+        LabError: the study lacks an arm that the claim names: it is another one, or was changed.
+    """
+    for name in (name for statement in claim.statements for name in statement.arms):
+        if name not in {arm.name for arm in study.arms}:
+            raise LabError(
+                f"arm = {name!r}: expected an arm of the study {study.name} that was run: "
+                f"{', '.join(arm.name for arm in study.arms)}. Give the folder of {claim.study}, "
+                "or run it again."
+            )
     metric = claim.metric or study.metric
     metric = metric.rpartition(".")[2] or metric
     lower = metric in QUANTITIES or study.lower_is_better
