@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixlab.core.config import Tree, dump_yaml, merge, override, parse_override, read_yaml, to_tree
+from mixlab.core.config import Tree, diff, dump_yaml, merge, override, read_yaml, to_tree
 from mixlab.core.errors import LabError
 from mixlab.core.recipes import list_presets, load_preset
 from mixlab.core.run_dir import RunDir
@@ -34,6 +34,8 @@ PART = "sft"
 """Folder of the packaged presets."""
 DEFAULT = "default"
 EPOCHS = 3.0
+FREE = ("model.dropout", "model.max_seq_len")
+"""What may be changed about a model that is trained."""
 INHERITED = ("model", "seed")
 """What a child has of its parent's config, before its own settings."""
 NEW_ROW_NOISE = 0.1
@@ -125,24 +127,35 @@ def child_tree(
     }  # fmt: skip
     if config.data.chat is not None:  # a parent that can be talked to keeps its way of talking
         preset = merge(preset, {"data": {"chat": to_tree(config.data.chat)}})
+    before = {"model": tree["model"], "data.tokenizer": tree["data"]["tokenizer"]}
     tree = merge(tree, preset)
     if overrides:
         tree["about"] = f"{config.name} tuned on {data} with {', '.join(overrides)}."
-    for text in overrides:
-        where, value = parse_override(text)
-        if where[0] == "model" and where[1:2] not in (["dropout"], ["max_seq_len"]):
-            raise LabError(
-                f"{'.'.join(where)} = {value!r}: expected no other model than that of "
-                f"{parent.path}, whose weights are tuned."
-            )
     tree = override(tree, overrides)
+    if not all(isinstance(tree[part], dict) for part in ("data", "train", "model")):
+        decode_config(tree)  # says which of them should be a group of settings
+    _refuse_other_model(before, tree, parent)
     has_length = "length" in tree["train"]
-    tree["train"].setdefault("length", "1 steps")
-    template = TEMPLATES.get(str((tree["data"].get("chat") or {}).get("template", "chatml")))
+    if not has_length:
+        tree["train"] = {**tree["train"], "length": "1 steps"}
+    chat = tree["data"].get("chat")
+    template = TEMPLATES.get(str(chat.get("template"))) if isinstance(chat, dict) else None
     if template is not None:
         wanted = tokenizer.with_special_tokens(template.marks).vocab_size
-        tree["model"]["vocab_size"] = max(tree["model"]["vocab_size"], wanted)
+        size = max(tree["model"]["vocab_size"], wanted)
+        tree["model"] = {**tree["model"], "vocab_size": size}
     return tree, has_length
+
+
+def _refuse_other_model(before: Tree, tree: Tree, parent: RunDir) -> None:
+    """Weights belong to their model and their tokenizer."""
+    now = {"model": tree["model"], "data.tokenizer": tree["data"].get("tokenizer")}
+    for key, (_, value) in diff(before, now).items():
+        if key not in FREE:
+            raise LabError(
+                f"{key} = {value!r}: expected the model and the tokenizer of {parent.path}, whose "
+                "weights are tuned. Leave it out."
+            )
 
 
 def _source(data: str) -> Tree:

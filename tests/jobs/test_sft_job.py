@@ -170,7 +170,15 @@ def test_a_prefix_lm_is_trained_and_asked_with_prompts_read_both_ways(tune):
     "overrides, data, settings, message",
     [
         ((), "no-such.jsonl", {}, r"data = 'no-such.jsonl': expected a file .* or one of instr"),
-        (("model.n_layers=2",), None, {}, r"model.n_layers = 2: expected no other model than that"),
+        (("model.n_layers=2",), None, {}, r"model.n_layers = 2: expected the model and the tok"),
+        (("train=3",), None, {}, r"train = 3: expected a group of settings"),
+        (("data.chat=3",), None, {}, r"data.chat = 3"),
+        (
+            ("data.tokenizer.kind=bpe",),
+            None,
+            {},
+            r"data.tokenizer.\w+ = .*: expected the model and the tok",
+        ),
         ((), None, {"epochs": 2.0}, r"--epochs 2: expected without train.length"),
         (("data.chat.template=alpaca",), None, {}, r"data.chat.template = 'alpaca'"),
         (("data.seq_len=8",), None, {}, r"data.seq_len = 8: expected room for whole examples"),
