@@ -14,7 +14,7 @@ from mixlab.jobs.session import optimizer_bytes_per_param
 from mixlab.nn.budget import state_bytes, training_memory_bytes
 from mixlab.studies.address import code_version, data_key
 from mixlab.studies.changes import apply_changes, arm_tree
-from mixlab.studies.job_store import Job
+from mixlab.studies.job_store import Job, Purpose
 from mixlab.studies.lengths import Costs, match_lengths, needs_timing, with_steps
 from mixlab.studies.metrics import Metric, find_metric
 from mixlab.studies.shrink import Scale
@@ -281,13 +281,14 @@ def _arm_json(found: Design, arm: Arm) -> Tree:
 def profile_jobs(found: Design) -> dict[str, Job]:
     """What has to be timed and counted before the study can begin, by arm."""
     quantity = found.study.matched_length
-    if not needs_timing(quantity, found.length) and quantity != "flops":
+    kind: Purpose = "profile" if needs_timing(quantity, found.length) else "count"
+    if kind == "count" and quantity != "flops":
         return {}
     code, jobs = code_version()["digest"], {}
     for arm in found.arms.values():
         # A length plays no part in the time of an update, so that all lengths share one timing.
         config = to_tree(with_steps(arm.config, 100))
-        jobs[arm.name] = Job("profile", config, arm.data, code)
+        jobs[arm.name] = Job(kind, config, arm.data, code)
     return jobs
 
 

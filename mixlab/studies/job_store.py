@@ -35,7 +35,7 @@ FINAL_KINDS = ("diverged",)
 _NO_FIGURE = ("name", "about", "checks", "log")
 """Keys of a config that change no figure of its run."""
 
-Purpose = Literal["train", "profile"]
+Purpose = Literal["train", "profile", "count"]
 
 
 @dataclass(frozen=True)

@@ -39,17 +39,21 @@ _CPU_ATTENTION = {
 
 
 def profile_job(job: Job, screen: Screen, cache: DataCache) -> dict[str, Any]:
-    """Seconds of one update, evaluations included, and its FLOPs as the profiler counts them."""
+    """Seconds of one update, evaluations included, and its FLOPs as the profiler counts them.
+
+    A job of kind `count` leaves the time out.
+    """
     config = decode_config(job.config)
     data = cache.open(config, screen)
     hardware = settle_hardware(config.train)
-    with screen.task("Timing a few updates", N_ROUNDS) as advance:
-        times = []
-        for _ in range(N_ROUNDS):
+    n_rounds = N_ROUNDS if job.kind == "profile" else 0
+    times: list[float] = []
+    with screen.task("Timing a few updates", n_rounds) as advance:
+        for _ in range(n_rounds):
             times.append(kind_of(config).seconds_per_step(config, data, hardware))
             advance(1)
     return {
-        "seconds_per_step": sorted(times)[N_ROUNDS // 2],
+        "seconds_per_step": sorted(times)[n_rounds // 2] if times else None,
         "all_seconds_per_step": times,
         "flops_per_token_counted": counted_flops_per_token(config, data),
         "data": job.data,

@@ -2,7 +2,8 @@
 
 `mixlab train --smoke` cuts each recipe down to fixed small sizes; arms that differ in a size would
 become equal. Here all arms shrink in proportion to the baseline, and layers, patterns, loops and
-numbers of experts stay, so that arms which differ still differ.
+numbers of experts stay, so that arms which differ still differ. Text that is large or far away is
+replaced by the standard library.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ D_MODEL, HEAD_DIM, SEQ_LEN, MAX_SEQ_LEN = 64, 16, 64, 256
 VOCAB_SIZE, BATCH_SIZE, N_STEPS, EVAL_TOKENS, NEW_TOKENS = 512, 4, 150, 8192, 16
 _WIDTHS = ("d_model", "d_ff", "d_expert", "kv_lora_rank", "q_lora_rank", "d_gate")
 _HEADS = ("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim")
+_LARGE = ("python-packages", "hf")
 _PUZZLES = {"n_train": 256, "n_validation": 32, "n_test": 32}
 
 
@@ -33,7 +35,11 @@ class Scale:
 
     def shrink(self, tree: Tree) -> Tree:
         """The whole config of an arm."""
-        data, model, train = dict(tree["data"]), self._model(tree["model"]), dict(tree["train"])
+        data, model, train = (
+            _small_text(tree["data"]),
+            self._model(tree["model"]),
+            {**tree["train"]},
+        )
         if "seq_len" in data:
             data["seq_len"] = _scaled(data["seq_len"], self.seq, 8)
             model["max_seq_len"] = max(data["seq_len"], min(model["max_seq_len"], MAX_SEQ_LEN))
@@ -86,6 +92,16 @@ class Scale:
             share = schedule["warmup_steps"] / self.n_steps if self.n_steps else 0.1
             schedule["warmup_steps"] = max(1, min(N_STEPS // 3, round(share * N_STEPS)))
         train["schedule"] = schedule
+
+
+def _small_text(data: Tree) -> Tree:
+    """The data with the standard library in place of text that is large, or far away."""
+    data = dict(data)
+    if data.get("corpus", {}).get("kind") in _LARGE:
+        data["corpus"] = {"kind": "python-stdlib"}
+    if data.get("tokenizer", {}).get("kind") == "hub":
+        data["tokenizer"] = {"kind": "bpe", "vocab_size": VOCAB_SIZE}
+    return data
 
 
 def _scaled(value: int, scale: float, step: int) -> int:

@@ -242,7 +242,7 @@ def run_real_job() -> RunJob:
         job = claim.folder.job()
         if job.code != code:
             raise OtherCodeError("the code of mixlab has changed since the study was started")
-        if job.kind == "profile":
+        if job.kind != "train":
             return profile_job(job, screen, cache)
         try:
             return train_job(job, claim.work, screen, cache)
