@@ -18,7 +18,7 @@ def import_(
         str | None, typer.Option(help="Name of the run under runs/; default: the folder's.")
     ] = None,
 ) -> None:
-    """Make a run of a stock checkpoint that lies on disk: Llama, Qwen, OLMoE, DeepSeek-V3.
+    """Make a run of a stock checkpoint that lies on disk: Llama, Qwen, OLMoE, Mixtral, DeepSeek-V3.
 
     Weights are read from safetensors alone and no code of the folder is run. An option of its
     config.json that mixlab does not have is refused by name. The run can be used like any other,

@@ -9,6 +9,9 @@ from mixlab.export.target import Layer, everywhere
 from mixlab.nn.language_model import LanguageModelConfig
 from mixlab.nn.sequence_mixers.attention import AttentionConfig
 
+MAX_WINDOW_LAYERS = 28
+"""What the stock classes take where the config says nothing."""
+
 
 def of(layers: Iterable[Layer]) -> list[AttentionConfig]:
     """The attention mixers among these layers."""
@@ -90,16 +93,32 @@ def stock_config(mixer: AttentionConfig, *, bias_field: bool = True) -> Tree:
 
 
 def read(
-    fields: Fields, d_model: int, norm_eps: float, qk_norm: str, *, rope_frac: float = 1.0
+    fields: Fields,
+    model: Tree,
+    qk_norm: str,
+    *,
+    may_lack: tuple[str, ...] = (),
+    rope_frac: float = 1.0,
+    theta: float = 10_000.0,
 ) -> Tree:
-    """Our attention for the fields of a stock config, its bias and window left to the caller."""
+    """Our attention for the fields of a stock config, in a model like `model`.
+
+    Its bias and window are left to the caller. Where the config says nothing, `rope_frac` and
+    `theta` are what the class takes; the fields of `may_lack` are worked out from others, and the
+    rest are refused, since their defaults are those of one large model.
+    """
     heads = fields.count("num_attention_heads")
-    rope = Rope(fields, frac_default=rope_frac)
-    head_dim = fields.count("head_dim", max(1, d_model // heads))
+    rope = Rope(fields, frac_default=rope_frac, theta_default=theta)
+    derived = {"head_dim": max(1, model["d_model"] // heads), "num_key_value_heads": heads}
+    sizes = {
+        name: fields.count(name, value) if name in may_lack else fields.count(name)
+        for name, value in derived.items()
+    }
+    head_dim = sizes["head_dim"]
     tree = {
         "kind": "attention",
         "n_heads": heads,
-        "n_kv_heads": fields.count("num_key_value_heads", heads),
+        "n_kv_heads": sizes["num_key_value_heads"],
         "head_dim": head_dim,
         "rope_theta": rope.theta,
         "qk_norm": qk_norm,
@@ -112,21 +131,19 @@ def read(
             fields.refuse("partial_rotary_factor", rope.frac, "an even number of channels")
         tree["rope_frac"] = turned / head_dim
     if qk_norm != "none":
-        tree["norm_eps"] = norm_eps
+        tree["norm_eps"] = model["norm_eps"]
     return tree
 
 
-def read_windows(fields: Fields, tree: Tree, n_layers: int) -> list[int | None]:
+def read_windows(fields: Fields, n_layers: int) -> list[int | None]:
     """The window of every layer, from `layer_types` or from the older fields beside it."""
     uses = fields.flag("use_sliding_window", False)
     window = fields.take("sliding_window", None)
-    first = fields.take("max_window_layers", n_layers)
+    first = fields.count("max_window_layers", MAX_WINDOW_LAYERS, least=0)
     kinds = fields.layers("layer_types", n_layers, ("full_attention", "sliding_attention"))
     if not uses:
         if kinds is not None and "sliding_attention" in kinds:
             fields.refuse("use_sliding_window", uses, "true where layer_types has sliding ones")
-        return [None] * n_layers
-    if window is None:
         return [None] * n_layers
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         fields.refuse("sliding_window", window, "a number of tokens")

@@ -106,8 +106,9 @@ class DeepseekV3(Target):
         fields.must("num_nextn_predict_layers", 0, why="mixlab predicts one token at a time")
         fields.must("num_mtp_layers", 0, why="mixlab predicts one token at a time")
         fields.must("moe_layer_freq", 1, why="experts begin at one layer and stay")
-        fields.must("n_group", 1, why="mixlab's router has no groups of experts")
-        fields.must("topk_group", 1, why="mixlab's router has no groups of experts")
+        for name, default in (("n_group", 8), ("topk_group", 4)):
+            if (groups := fields.count(name, default)) != 1:
+                fields.refuse(name, groups, "1, since mixlab's router has no groups of experts")
         fields.must("scoring_func", "sigmoid", why="that is the class's score")
         fields.must("topk_method", "noaux_tc", why="that is the class's way to choose")
         n_dense = fields.count("first_k_dense_replace", 3, least=0)

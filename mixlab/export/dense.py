@@ -47,6 +47,7 @@ class Dense(Target):
 
     qk_norm: ClassVar[str] = "none"
     windows: ClassVar[bool] = False
+    may_lack: ClassVar[tuple[str, ...]] = ()
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         layers, label = layers_of(cfg), self.label
@@ -87,14 +88,14 @@ class Dense(Target):
 
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
-        mixer = attention.read(fields, tree["d_model"], tree["norm_eps"], self.qk_norm)
+        mixer = attention.read(fields, tree, self.qk_norm, may_lack=self.may_lack)
         if "rope_frac" in mixer:
             fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         mixer["bias"] = self.read_bias(fields)
         channel = {"kind": "mlp", "d_ff": fields.count("intermediate_size")}
         windows = [None] * tree["n_layers"]
         if self.windows:
-            windows = attention.read_windows(fields, tree, tree["n_layers"])
+            windows = attention.read_windows(fields, tree["n_layers"])
         window = next((w for w in windows if w), None)
         blocks = {
             "full": {"sequence_mixer": mixer, "channel_mixer": channel},
@@ -137,6 +138,7 @@ def served_heads(head_dim: int) -> Answer:
 
 class Llama(Dense):
     label, model_type, architecture = "Llama", "llama", "LlamaForCausalLM"
+    may_lack = ("head_dim", "num_key_value_heads")
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         yield from super().misfits(cfg)
@@ -154,7 +156,7 @@ class Llama(Dense):
 
 class Qwen2(Dense):
     label, model_type, architecture = "Qwen2", "qwen2", "Qwen2ForCausalLM"
-    windows = True
+    windows, may_lack = True, ("head_dim",)
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         yield from super().misfits(cfg)

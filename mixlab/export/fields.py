@@ -105,7 +105,9 @@ class Fields:
 class Rope:
     """The rotary settings of a config, in the present form or in the older ones."""
 
-    def __init__(self, fields: Fields, *, frac_default: float = 1.0) -> None:
+    def __init__(
+        self, fields: Fields, *, frac_default: float = 1.0, theta_default: float = 10_000.0
+    ) -> None:
         given = fields.take("rope_parameters", None)
         legacy = fields.take("rope_scaling", None)
         if legacy is not None and given is None:
@@ -123,7 +125,7 @@ class Rope:
                 "default, since mixlab has no scaled rotary positions",
             )  # fmt: skip
         theta = fields.take("rope_theta", None)
-        theta = inner.pop("rope_theta", theta if theta is not None else 10_000.0)
+        theta = inner.pop("rope_theta", theta if theta is not None else theta_default)
         frac = fields.take("partial_rotary_factor", None)
         frac = inner.pop("partial_rotary_factor", frac if frac is not None else frac_default)
         # Text has one position per token, so the sections of a picture's three are equal.

@@ -1,4 +1,4 @@
-"""Qwen3-MoE and OLMoE: attention with a mixture of experts chosen by a softmax."""
+"""Qwen3-MoE, OLMoE and Mixtral: attention with a mixture of experts chosen by a softmax."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from mixlab.core.config import Tree
 from mixlab.export import attention
 from mixlab.export.dense import attention_engines, mlp_misfits, mlp_moves
 from mixlab.export.fields import Fields
-from mixlab.export.moves import Move, experts, same
+from mixlab.export.moves import EXPERT_LEAVES, Move, experts, same
 from mixlab.export.target import (
     Answer,
     Layer,
@@ -52,11 +52,14 @@ def softmax_misfits(mixtures: list[MoEConfig], label: str) -> Iterator[str]:
             yield f"routed_scaling_factor = {m.routed_scaling_factor:g}: {label} has none"
 
 
-def expert_moves(layer: Layer) -> Iterator[Move]:
-    """Router and routed experts."""
-    ours, stock = f"blocks.{layer.index}.channel_mixer", f"model.layers.{layer.index}.mlp"
+def expert_moves(
+    layer: Layer, *, part: str = "mlp", leaves: tuple[str, str, str] = EXPERT_LEAVES
+) -> Iterator[Move]:
+    """Router and routed experts; `leaves` name an expert's gate, up and down matrices."""
+    ours, stock = f"blocks.{layer.index}.channel_mixer", f"model.layers.{layer.index}.{part}"
     yield same(f"{ours}.gate.weight", f"{stock}.gate.weight")
-    yield from experts(f"{ours}.experts", f"{stock}.experts", layer.channel_mixer.n_experts)
+    n = layer.channel_mixer.n_experts
+    yield from experts(f"{ours}.experts", f"{stock}.experts", n, leaves)
 
 
 def dense_layers(layers: list[Layer]) -> list[int]:
@@ -136,13 +139,15 @@ class Qwen3Moe(Target):
 
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
-        mixer = attention.read(fields, tree["d_model"], tree["norm_eps"], "head")
+        mixer = attention.read(fields, tree, "head", may_lack=("head_dim",))
         if "rope_frac" in mixer:
             fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         mixer["bias"] = fields.flag("attention_bias", False)
         fields.take("max_window_layers", None)  # of no effect in this class
-        window = fields.take("sliding_window", None)
-        if fields.flag("use_sliding_window", False) and window is not None:
+        uses, window = fields.flag("use_sliding_window", False), fields.take("sliding_window", None)
+        if uses and (type(window) is not int or window < 1):
+            fields.refuse("sliding_window", window, "a number of tokens")
+        if uses:
             mixer["window"] = window
         moe = read_moe(fields, width="moe_intermediate_size", norm_topk_default=False)
         d_ff = fields.count("intermediate_size", 1)
@@ -207,7 +212,12 @@ class Olmoe(Target):
 
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
-        mixer = attention.read(fields, tree["d_model"], tree["norm_eps"], "full")
+        mixer = attention.read(
+            fields,
+            tree,
+            "full",
+            may_lack=("head_dim", "num_key_value_heads"),
+        )
         if "rope_frac" in mixer:
             fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         if mixer["n_heads"] * mixer["head_dim"] != tree["d_model"]:
@@ -222,3 +232,68 @@ class Olmoe(Target):
 
     def engines(self, cfg: LanguageModelConfig) -> tuple[Answer, ...]:
         return attention_engines(cfg, attention.of(layers_of(cfg))[0].head_dim, has_window=False)
+
+
+class Mixtral(Target):
+    label, model_type, architecture = "Mixtral", "mixtral", "MixtralForCausalLM"
+
+    def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
+        layers, label = layers_of(cfg), self.label
+        for layer in layers:
+            kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
+            if kinds != ("attention", "moe"):
+                yield f"{' + '.join(kinds)}: every layer of {label} is attention + moe"
+        mixers, mixtures = attention.of(layers), moe_of(layers)
+        yield from attention.shape_misfits(mixers, label)
+        yield from attention.norm_misfits(cfg, mixers, "none", label)
+        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.gate_misfits(mixers, label)
+        yield from attention.window_misfits(mixers, label, per_layer=False)
+        if any(m.bias for m in mixers):
+            yield f"bias = true: the attention of {label} has none"
+        yield from expert_misfits(mixtures, label)
+        yield from softmax_misfits(mixtures, label)
+        if any(m.n_shared_experts for m in mixtures):
+            yield f"n_shared_experts: {label} has none"
+        # One expert of one has the weight 1 either way.
+        if any(not m.norm_topk_prob and m.n_experts > 1 for m in mixtures):
+            yield f"norm_topk_prob = false: {label} divides the chosen scores by their sum"
+
+    def stock_config(self, cfg: LanguageModelConfig) -> Tree:
+        layers = layers_of(cfg)
+        mixer, moe = attention.of(layers)[0], moe_of(layers)[0]
+        tree = common_config(self, cfg) | attention.stock_config(mixer)
+        del tree["attention_bias"]
+        return tree | {
+            "intermediate_size": moe.d_expert,
+            "num_local_experts": moe.n_experts,
+            "num_experts_per_tok": moe.n_active_experts,
+            "sliding_window": mixer.window,
+            "router_aux_loss_coef": moe.aux_loss_weight,
+        }
+
+    def layer_moves(self, cfg: LanguageModelConfig, layer: Layer) -> Iterator[Move]:
+        yield from attention.moves(cfg, layer)
+        yield from expert_moves(layer, part="block_sparse_moe", leaves=("w1", "w3", "w2"))
+
+    def our_model(self, fields: Fields) -> Tree:
+        tree = read_common(fields)
+        mixer = attention.read(fields, tree, "none", theta=1e6, may_lack=("head_dim",))
+        if "rope_frac" in mixer:
+            fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
+        fields.must("attention_bias", False, why="its attention has no biases")
+        window = fields.take("sliding_window", None)
+        if window is not None and (type(window) is not int or window < 1):
+            fields.refuse("sliding_window", window, "a number of tokens")
+        mixer["window"] = window
+        moe = read_moe(fields, width="intermediate_size", norm_topk_default=True)
+        if moe["n_experts"] == 1:
+            moe["norm_topk_prob"] = False  # the only weight is 1 as it is
+        return tree | named_blocks(
+            ["sparse"] * tree["n_layers"],
+            {"sparse": {"sequence_mixer": mixer, "channel_mixer": moe}},
+        )
+
+    def engines(self, cfg: LanguageModelConfig) -> tuple[Answer, ...]:
+        mixer = attention.of(layers_of(cfg))[0]
+        return attention_engines(cfg, mixer.head_dim, mixer.window is not None)

@@ -90,7 +90,12 @@ def constant(stock: str, shape: tuple[int, ...], value: float = 0.0) -> Move:
     return Move((), (stock,), lambda: (torch.full(shape, value),), check)
 
 
-def experts(ours: str, stock: str, n: int) -> list[Move]:
+EXPERT_LEAVES = ("gate_proj", "up_proj", "down_proj")
+
+
+def experts(
+    ours: str, stock: str, n: int, leaves: tuple[str, str, str] = EXPERT_LEAVES
+) -> list[Move]:
     """Stacked experts (E, 2F, D) and (E, D, F) as three matrices for each expert."""
 
     def split_up(t: Tensor) -> tuple[Tensor, ...]:
@@ -100,8 +105,8 @@ def experts(ours: str, stock: str, n: int) -> list[Move]:
         pairs = zip(parts[::2], parts[1::2], strict=True)
         return (torch.stack([torch.cat(pair) for pair in pairs]),)
 
-    up = [f"{stock}.{e}.{leaf}.weight" for e in range(n) for leaf in ("gate_proj", "up_proj")]
-    down = [f"{stock}.{e}.down_proj.weight" for e in range(n)]
+    up = [f"{stock}.{e}.{leaf}.weight" for e in range(n) for leaf in leaves[:2]]
+    down = [f"{stock}.{e}.{leaves[2]}.weight" for e in range(n)]
     return [
         Move((f"{ours}.gate_up_proj",), tuple(up), split_up, join_up),
         Move(

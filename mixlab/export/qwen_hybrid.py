@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixlab.core.config import Tree
 from mixlab.export import attention
+from mixlab.export import gated_parts as gated
 from mixlab.export.dense import mlp_misfits, mlp_moves
 from mixlab.export.fields import Fields
 from mixlab.export.mixtures import (
@@ -25,7 +26,7 @@ from mixlab.export.mixtures import (
     read_sparse_layers,
     softmax_misfits,
 )
-from mixlab.export.moves import Move, constant, offset, same, scaled
+from mixlab.export.moves import Move, constant, offset, same
 from mixlab.export.target import (
     Answer,
     Layer,
@@ -44,22 +45,6 @@ from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
 
 NO_DECAY = -1e4
 """An A_log whose exponential is 0: plain DeltaNet as a Gated DeltaNet that forgets nothing."""
-DEFAULT_INTERVAL = 4
-KINDS = ("linear_attention", "full_attention")
-
-
-def delta_of(layers: list[Layer]) -> list[GatedDeltaNetConfig]:
-    """The Gated DeltaNet mixers among these layers."""
-    return [m for m in (x.sequence_mixer for x in layers) if isinstance(m, GatedDeltaNetConfig)]
-
-
-def interval_of(layers: list[Layer]) -> int | None:
-    """k if attention stands at every k-th layer, the last of its group; None if it does not."""
-    at = [x.index for x in layers if isinstance(x.sequence_mixer, AttentionConfig)]
-    if not at:
-        return None
-    k = at[0] + 1
-    return k if at == list(range(k - 1, len(layers), k)) else None
 
 
 class QwenHybrid(Target):
@@ -81,7 +66,7 @@ class QwenHybrid(Target):
             yield f"bias = true: {label} would put one on its gates and its output as well"
         if any(m.window is not None for m in mixers):
             yield f"window: the attention of {label} sees all earlier tokens"
-        yield from self._delta_misfits(cfg, delta_of(layers))
+        yield from self._delta_misfits(cfg, gated.delta_of(layers))
         yield from mlp_misfits(layers, label)
 
     def _delta_misfits(
@@ -102,15 +87,15 @@ class QwenHybrid(Target):
 
     def stock_config(self, cfg: LanguageModelConfig) -> Tree:
         layers = layers_of(cfg)
-        tree = common_config(self, cfg) | _attention_fields(layers)
+        tree = common_config(self, cfg) | gated.attention_fields(layers)
         widths = [x.channel_mixer.d_ff for x in layers if isinstance(x.channel_mixer, MLPConfig)]
         tree["intermediate_size"] = widths[0] if widths else moe_of(layers)[0].d_expert
         kinds = [isinstance(x.sequence_mixer, AttentionConfig) for x in layers]
-        tree["layer_types"] = [KINDS[is_full] for is_full in kinds]
-        interval = interval_of(layers)
+        tree["layer_types"] = [gated.KINDS[is_full] for is_full in kinds]
+        interval = gated.interval_of(layers)
         if interval is not None:  # for llama.cpp, which reads no list
             tree["full_attention_interval"] = interval
-        for m in delta_of(layers)[:1]:
+        for m in gated.delta_of(layers)[:1]:
             tree |= {
                 "linear_num_key_heads": m.n_heads,
                 "linear_num_value_heads": m.v_heads,
@@ -136,10 +121,10 @@ class QwenHybrid(Target):
                 yield constant(f"{stock}.A_log", (mixer.v_heads,), NO_DECAY)
                 yield constant(f"{stock}.dt_bias", (mixer.v_heads,))
         else:
-            yield from _gated_attention_moves(layer)
+            yield from gated.gated_attention_moves(layer)
         if isinstance(layer.channel_mixer, MoEConfig):
             yield from expert_moves(layer)
-            yield from _shared_expert_moves(cfg, layer)
+            yield from gated.shared_expert_moves(cfg, layer)
         else:
             yield from mlp_moves(layer)
 
@@ -153,9 +138,8 @@ class QwenHybrid(Target):
         fields.must("attention_bias", False, why="mixlab's gates and outputs have no biases")
         fields.must("mamba_ssm_dtype", "float32", why="states are kept in float32")
         fields.must("mtp_num_hidden_layers", 0, why="mixlab predicts one token at a time")
-        kinds = _read_kinds(fields, tree["n_layers"])
-        full = attention.read(
-            fields, tree["d_model"], tree["norm_eps"], "head", rope_frac=0.25
+        kinds = gated.read_kinds(fields, tree["n_layers"])
+        full = attention.read(fields, tree, "head", rope_frac=0.25
         ) | {"output_gate": True}  # fmt: skip
         delta = {
             "kind": "gated_deltanet",
@@ -189,7 +173,7 @@ class QwenHybrid(Target):
 
     def engines(self, cfg: LanguageModelConfig) -> tuple[Answer, ...]:
         layers = layers_of(cfg)
-        mixers, deltas = attention.of(layers), delta_of(layers)
+        mixers, deltas = attention.of(layers), gated.delta_of(layers)
         if not mixers:
             why = "there it generates without a cache only, as no layer has attention"
             answers = [Answer("transformers", "yes", why)]
@@ -208,9 +192,9 @@ class QwenHybrid(Target):
 
     def gguf_problem(self, layers: list[Layer]) -> str:
         """Why llama.cpp cannot take it; empty if it can."""
-        if any(m.head_dim != m.v_dim for m in delta_of(layers)):
+        if any(m.head_dim != m.v_dim for m in gated.delta_of(layers)):
             return "it takes values of the width of keys (v_head_dim = head_dim) only"
-        if interval_of(layers) is None:
+        if gated.interval_of(layers) is None:
             return "its converter reads attention at every k-th layer only"
         return ""
 
@@ -321,76 +305,3 @@ class Qwen3Next(QwenHybrid):
         if dense_layers(layers):
             return "its loader of this model expects experts in every layer"
         return super().gguf_problem(layers)
-
-
-def _attention_fields(layers: list[Layer]) -> Tree:
-    """The fields about attention, also where no layer has it."""
-    mixers = attention.of(layers)
-    mixer = mixers[0] if mixers else AttentionConfig(n_heads=1, head_dim=64)
-    tree = attention.stock_config(mixer)
-    factor = mixer.rope_dim / mixer.head_dim
-    # Readers look for it in one place or the other, and assume a quarter where it is absent.
-    tree["partial_rotary_factor"] = tree["rope_parameters"]["partial_rotary_factor"] = factor
-    return tree
-
-
-def _gated_attention_moves(layer: Layer) -> Iterator[Move]:
-    mixer = layer.sequence_mixer
-    ours, stock = f"blocks.{layer.index}.sequence_mixer", f"model.layers.{layer.index}.self_attn"
-    for name in ("k_proj", "v_proj"):
-        yield same(f"{ours}.{name}.weight", f"{stock}.{name}.weight")
-    for name in ("q_norm", "k_norm"):
-        yield offset(f"{ours}.{name}.weight", f"{stock}.{name}.weight")
-
-    def interleave(q: Tensor, gate: Tensor) -> tuple[Tensor, ...]:
-        pair = [t.unflatten(0, (mixer.n_heads, mixer.head_dim)) for t in (q, gate)]
-        return (torch.stack(pair, dim=1).flatten(0, 2),)
-
-    def part(t: Tensor) -> tuple[Tensor, ...]:
-        pair = t.unflatten(0, (mixer.n_heads, 2, mixer.head_dim)).unbind(1)
-        return tuple(x.flatten(0, 1) for x in pair)
-
-    q, o, fused = f"{ours}.q_proj.weight", "o_proj.weight", (f"{stock}.q_proj.weight",)
-    if mixer.output_gate:
-        yield Move((q, f"{ours}.g_proj.weight"), fused, interleave, part)
-        yield same(f"{ours}.{o}", f"{stock}.{o}")
-    else:
-        yield Move((q,), fused, lambda t: interleave(t, torch.zeros_like(t)))
-        yield scaled(f"{ours}.{o}", f"{stock}.{o}", 2)
-
-
-def _shared_expert_moves(cfg: LanguageModelConfig, layer: Layer) -> Iterator[Move]:
-    moe = layer.channel_mixer
-    ours, stock = f"blocks.{layer.index}.channel_mixer", f"model.layers.{layer.index}.mlp"
-    gate = f"{stock}.shared_expert_gate.weight"
-    leaves = {"gate_proj": (0, cfg.d_model), "up_proj": (0, cfg.d_model)}
-    leaves["down_proj"] = (cfg.d_model, 0)
-    if not moe.n_shared_experts:
-        yield constant(gate, (1, cfg.d_model))
-    elif moe.shared_expert_gate:
-        yield same(f"{ours}.shared_expert_gate.weight", gate)
-    else:  # a gate that stands at a half, and twice the output
-        yield constant(gate, (1, cfg.d_model))
-    for leaf, nothing in leaves.items():
-        a, b = f"{ours}.shared_experts.{leaf}.weight", f"{stock}.shared_expert.{leaf}.weight"
-        if not moe.n_shared_experts:
-            yield constant(b, nothing)
-        elif leaf == "down_proj" and not moe.shared_expert_gate:
-            yield scaled(a, b, 2)
-        else:
-            yield same(a, b)
-
-
-def _read_kinds(fields: Fields, n_layers: int) -> list[str]:
-    """Which layers are linear and which are full."""
-    interval = fields.take("full_attention_interval", None)
-    kinds = fields.layers("layer_types", n_layers, KINDS)
-    if interval is not None and (type(interval) is not int or interval < 1):
-        fields.refuse("full_attention_interval", interval, "a whole number from 1")
-    if interval is None and kinds is not None:
-        return kinds
-    step = interval or DEFAULT_INTERVAL
-    dealt = [KINDS[(i + 1) % step == 0] for i in range(n_layers)]
-    if kinds is not None and kinds != dealt:
-        fields.refuse("full_attention_interval", interval, "what layer_types says")
-    return dealt

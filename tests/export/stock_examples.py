@@ -50,6 +50,7 @@ EXAMPLES: dict[str, tuple[str, dict]] = {
                                     (NORMED | {"window": 6}, MOE))),
     "OLMoE": ("olmoe", tree(*[(ATTENTION | {"qk_norm": "full"}, MOE | {"norm_topk_prob": False})]
                             * 2, tie_embeddings=True)),
+    "Mixtral": ("mixtral", tree(*[(ATTENTION | {"window": 7}, MOE)] * 2)),
     "DeepSeek-V3": ("deepseek_v3", tree((MLA, MLP), (MLA, SIGMOID | {"n_shared_experts": 2}),
                                         (MLA, SIGMOID | {"n_shared_experts": 2}))),
     "DeepSeek-V3, dense": ("deepseek_v3", tree(
@@ -76,7 +77,7 @@ EXAMPLES: dict[str, tuple[str, dict]] = {
 """What is special about it -> the architecture that it must go to, and the model."""
 
 LITERAL = [
-    "Llama", "Qwen2", "Qwen3, windows", "Qwen3-MoE", "OLMoE", "DeepSeek-V3", "Qwen3.5",
+    "Llama", "Qwen2", "Qwen3, windows", "Qwen3-MoE", "OLMoE", "Mixtral", "DeepSeek-V3", "Qwen3.5",
     "Qwen3.5, Gated DeltaNet alone", "Qwen3-Next",
 ]  # fmt: skip
 """Those that a stock config says as ours does, so that an import gives the same model back."""
