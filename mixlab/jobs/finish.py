@@ -53,6 +53,8 @@ def finish(
     parent = run.read_json("parent.json")
     if parent is not None:
         summary["parent"] = {"run": parent["path"], "step": parent["step"]}
+        if "how" in parent:
+            summary["parent"]["how"] = parent["how"]
     if is_over:
         summary.update(conclude(run, session, progress.step, screen))
     run.write_json("summary.json", summary)

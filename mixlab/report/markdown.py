@@ -309,15 +309,17 @@ def _again(m: Material) -> str:
     parts = ["## Do it again"]
     if command:
         parts.append(f"The command that started it:\n\n{fenced(command, 'sh')}")
-    parts.append(
-        "The same run from its saved config, whatever the recipe has become:\n\n"
-        + fenced(f"mixlab train {shlex.quote(str(m.run.config_path))}", "sh")
-    )
     parent = m.summary.get("parent")
-    if isinstance(parent, Mapping):
+    is_tuned = isinstance(parent, Mapping) and parent.get("how") == "sft"
+    if not is_tuned:  # of weights that were tuned, the config knows nothing
         parts.append(
-            f"It continues {code(str(parent.get('run')))} from step {parent.get('step', '?')}."
+            "The same run from its saved config, whatever the recipe has become:\n\n"
+            + fenced(f"mixlab train {shlex.quote(str(m.run.config_path))}", "sh")
         )
+    if isinstance(parent, Mapping):
+        what = "tunes the weights of" if is_tuned else "continues"
+        where = f"{code(str(parent.get('run')))} from step {parent.get('step', '?')}"
+        parts.append(f"It {what} {where}.")
     if len(m.sittings) > 1:
         steps = ", ".join(str(row.get("from_step", "?")) for row in m.sittings[1:])
         parts.append(f"It was interrupted and resumed: from step {steps}.")
