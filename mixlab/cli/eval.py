@@ -123,11 +123,12 @@ def _plain(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _numbers(name: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise LabError(
-            f"--{name} = {text!r}: expected whole numbers with commas between."
-        ) from None
+        numbers = []
+    if not numbers:
+        raise LabError(f"--{name} = {text!r}: expected whole numbers, with commas.")
+    return numbers
 
 
 def _told(result: "PartResult") -> str:

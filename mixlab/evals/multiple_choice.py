@@ -54,7 +54,11 @@ def read_questions(path: Path, limit: int | None = None) -> tuple[str, list[Ques
         try:
             form, question = _question(json.loads(line))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            reason = str(error) if isinstance(error, _BadQuestionError) else "it has another form"
+            reason = "it has another form"
+            if isinstance(error, json.JSONDecodeError):
+                reason = "it is not JSON"
+            elif isinstance(error, _BadQuestionError):
+                reason = str(error)
             raise DataError(
                 f"questions {path}, line {number}: {reason}. Expected one JSON object per line: "
                 f"{FORMS}."

@@ -38,6 +38,7 @@ def test_a_table_with_everything_to_judge_a_score_by(fork_server, folder):
     [
         (["eval", "run", "--no-loss"], "leaves nothing to measure"),
         (["eval", "run", "--recall", "--pairs", "4,x"], "--pairs = '4,x': expected whole numbers"),
+        (["eval", "run", "--needle", "--lengths", ","], "--lengths = ',': expected whole numbers"),
         (["eval", "run", "--n-tokens", "-5"], "n_tokens = -5: expected"),
         (["eval", "nothing"], "there is no run folder nothing"),
         (["serve", "nothing"], "there is no run folder nothing"),

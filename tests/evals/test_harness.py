@@ -11,7 +11,8 @@ from byte_tokens import byte_tokenizer
 from evals.test_text_scores import build_bytes
 
 from mixlab.core.errors import LabError
-from mixlab.evals.harness import HarnessModel, load_tasks, run_tasks
+from mixlab.evals.harness import HarnessModel
+from mixlab.evals.harness_tasks import load_tasks, run_tasks
 from mixlab.evals.likelihood import Request, Scorer
 from mixlab.evals.multiple_choice import read_questions, score_questions
 from mixlab.infer.decoding.row_model import row_model

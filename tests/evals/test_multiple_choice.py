@@ -74,6 +74,9 @@ def test_files_that_hold_none_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read: No such file"):
         read_questions(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "prose.jsonl").write_text("Once upon a time\n")
+    with pytest.raises(DataError, match=r"prose\.jsonl, line 1: it is not JSON"):
+        read_questions(tmp_path / "prose.jsonl")
     with pytest.raises(DataError, match=r"empty\.jsonl: holds none"):
         read_questions(tmp_path / "empty.jsonl")
 

@@ -159,7 +159,8 @@ class HarnessPart(Part):
         offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
         for name in quiet if self.download else quiet + offline:
             os.environ[name] = "1"
-        from mixlab.evals.harness import HarnessModel, load_tasks, run_tasks
+        from mixlab.evals.harness import HarnessModel
+        from mixlab.evals.harness_tasks import load_tasks, run_tasks
 
         with bench.screen.task(f"Loading task {self.task}", None):
             tasks = load_tasks([self.task], self.task_dir)
