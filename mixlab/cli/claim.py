@@ -1,21 +1,15 @@
 """`mixlab claim`: re-test one sentence, and answer it with figures."""
 
-import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from mixlab.cli.study import drive, new_group
+
 NOT_SUPPORTED, UNDECIDED = 1, 3
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Re-test a claim by a study: supported, not supported or undecided.",
-)
+app = new_group("Re-test a claim by a study: supported, not supported or undecided.")
 
 ClaimName = Annotated[
     str, typer.Argument(metavar="CLAIM", help="A packaged claim (mixlab list claims), or a file.")
@@ -44,38 +38,10 @@ def run(
     The exit status is 0 for supported, 1 for not supported and 3 for undecided.
     """
     from mixlab.studies.claims.claim_file import load_claim
-    from mixlab.studies.driver import InterruptedStudyError
-    from mixlab.studies.layout import study_folder
 
-    loaded = load_claim(claim)
-    place = study_folder(loaded.study.name, is_smoke=smoke, folder=folder)
-    try:
-        _run_study(loaded.study_source, smoke, place, executor, workers)
-    except InterruptedStudyError as stopped:
-        print(f"Stopped; everything is saved in {place}.\nGo on with the same command.")
-        raise typer.Exit(128 + (stopped.signal or signal.SIGINT)) from None
+    source = load_claim(claim).study_source
+    place, _ = drive(source, smoke, folder, executor, workers)
     _answer(claim, place)
-
-
-def _run_study(
-    source: str, smoke: bool, place: Path, executor: str | None, workers: int | None
-) -> None:
-    from mixlab.cli.screen import open_screen
-    from mixlab.jobs.process import tune_process
-    from mixlab.stats import require_stats
-
-    require_stats("the verdict on a claim")
-    tune_process()
-    with open_screen() as screen:
-        from mixlab.studies.prepare_study import prepare_study
-
-        changes = {"executor": executor, "workers": workers}
-        prepared = prepare_study(source, is_smoke=smoke, runner=changes, screen=screen)
-    from mixlab.cli.study_screen import open_study_screen
-    from mixlab.studies.study import drive_study
-
-    with open_study_screen() as study_screen:
-        drive_study(prepared.found, place, prepared.asked, study_screen)
 
 
 @app.command("judge")

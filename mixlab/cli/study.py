@@ -7,13 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Compare arms of a recipe: matched, tuned, with seeds, and reported with intervals.",
+
+def new_group(says: str) -> typer.Typer:
+    """A command that has commands of its own."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help=says,
+    )
+
+
+app = new_group(
+    "Compare arms of a recipe: matched, tuned, with seeds, and reported with intervals."
 )
 
 StudyName = Annotated[
@@ -48,6 +56,14 @@ def run(
     Ctrl-C saves and stops; the same command goes on. Errors in the study are found before any
     compute is spent.
     """
+    place, results = drive(study, smoke, folder, executor, workers)
+    _finish(place, results)
+
+
+def drive(
+    study: str, smoke: bool, folder: Path | None, executor: str | None, workers: int | None
+) -> tuple[Path, dict[str, Any]]:
+    """Run a study to its end, or until somebody stops it; its folder and results."""
     from mixlab.cli.screen import open_screen
     from mixlab.jobs.process import tune_process
 
@@ -71,7 +87,7 @@ def run(
     except InterruptedStudyError as stopped:
         print(f"Stopped; everything is saved in {place}.\nGo on with the same command.")
         raise typer.Exit(128 + (stopped.signal or signal.SIGINT)) from None
-    _finish(place, outcome.results)
+    return place, outcome.results
 
 
 def _finish(folder: Path, results: dict[str, Any]) -> None:
