@@ -72,11 +72,13 @@ def drive(
         from mixlab.stats import require_stats
         from mixlab.studies.driver import InterruptedStudyError
         from mixlab.studies.layout import study_folder
+        from mixlab.studies.plan import expected_cost, refuse_expected
         from mixlab.studies.prepare_study import prepare_study
 
         require_stats("the report of a study")
         changes = {"executor": executor, "workers": workers}
         prepared = prepare_study(study, is_smoke=smoke, runner=changes, screen=screen)
+        refuse_expected(prepared.found.study, expected_cost(prepared.found))
     place = study_folder(prepared.found.study.name, is_smoke=smoke, folder=folder)
     from mixlab.cli.study_screen import open_study_screen
     from mixlab.studies.study import drive_study
