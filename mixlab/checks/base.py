@@ -83,6 +83,8 @@ class CheckContext:
     """The `TokenShards` of "train", "validation", "test"; None: no text is at hand."""
     trained: TrainedModel | None = None
     """None for a recipe."""
+    prefix_lm: bool = False
+    """Whether prompts are read both ways; answers must be hidden from what is before them."""
     thorough: bool = True
     """Whether a looped model is tried at every depth rather than at three."""
     accumulate: Callable[..., Any] = accumulate_gradients
@@ -154,10 +156,14 @@ def vocab_size(model: nn.Module) -> int:
 
 
 def logits_of(
-    model: nn.Module, tokens: Tensor, segments: Tensor | None = None, loops: Loops | None = None
-) -> Tensor:
-    """(B, T, vocab) by the way that training takes: the trunk, then the head."""
-    packing = None if segments is None else Packing(segments)
+    model: nn.Module, tokens: Tensor, segments: Tensor | None = None, loops: Loops | None = None,
+    prefix: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(B, T, vocab) by the way that training takes: the trunk, then the head.
+
+    `prefix` (B, T) tells tokens of a prompt that is read both ways; they need `segments`, too.
+    """
+    packing = None if segments is None else Packing(segments, prefix)
     arguments = () if loops is None else (loops,)
     h = model.trunk(tokens, None, packing, *arguments).h
     return h @ model.head_weight.T.to(h.dtype)

@@ -4,6 +4,8 @@ A model that can reads its own answer: its loss then says nothing, and its text 
 there is no future to copy from when it writes.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -28,16 +30,20 @@ N_CUTS = 6
 def check_causality(context: CheckContext) -> Finding:
     """Exactly zero gradient from outputs to later inputs, and no effect of later tokens.
 
-    A looped model must pass at every depth, and with tokens that leave early.
+    A looped model must pass at every depth, and with tokens that leave early. Where prompts are
+    read both ways, later is what comes after the prompt.
     """
     model = context.probe()
     # Training mode: routing with a capacity, for one, may differ from evaluation.
     model.train()
     n_leaks, n_pairs, largest, effect = 0, 0, 0.0, 0.0
-    for loops in loop_settings(model, thorough=context.thorough):
-        leaks, pairs, size = _gradient_leaks(model, SHORT, loops)
+    n_prefixes = (0, SHORT // 3) if context.prefix_lm else (0,)
+    settings = loop_settings(model, thorough=context.thorough)
+    for loops, n_prefix in itertools.product(settings, n_prefixes):
+        leaks, pairs, size = _gradient_leaks(model, SHORT, loops, n_prefix)
         n_leaks, n_pairs, largest = n_leaks + leaks, n_pairs + pairs, max(largest, size)
-        effect = max(effect, _effect_of_later_tokens(model, context.seq_len, loops))
+        moved = _effect_of_later_tokens(model, context.seq_len, loops, bool(n_prefix))
+        effect = max(effect, moved)
     has_passed = n_leaks == 0 and effect <= ROUNDING
     figures = {
         "later_inputs_with_gradient": n_leaks,
@@ -61,14 +67,25 @@ def check_causality(context: CheckContext) -> Finding:
     return Finding("pass" if has_passed else "fail", measured, meaning, figures)
 
 
-def _cuts(length: int) -> list[int]:
+def _prompt(
+    tokens: Tensor, n_prefix: int, loops: Loops | None
+) -> tuple[Tensor | None, Loops | None, Tensor | None]:
+    """What `logits_of` needs for a prompt of the first `n_prefix` tokens; 0: there is none."""
+    if not n_prefix:
+        return None, loops, None
+    prefix = torch.zeros_like(tokens, dtype=torch.bool)
+    prefix[:, :n_prefix] = True
+    return torch.zeros_like(tokens), loops, prefix
+
+
+def _cuts(length: int, least: int = 1) -> list[int]:
     """Lengths of the earlier part: both ends, and places between."""
-    places = torch.linspace(1, length - 1, N_CUTS).round().long()
+    places = torch.linspace(least, length - 1, N_CUTS).round().long()
     return sorted(set(places.tolist()))
 
 
 def _gradient_leaks(
-    model: LanguageModel, length: int, loops: Loops | None
+    model: LanguageModel, length: int, loops: Loops | None, n_prefix: int = 0
 ) -> tuple[int, int, float]:
     """Later inputs with a gradient that is not exactly zero, those looked at, the largest.
 
@@ -82,14 +99,15 @@ def _gradient_leaks(
 
     handle = model.embed_tokens.register_forward_hook(catch)
     try:
-        logits = logits_of(model, random_tokens(model, 1, length, seed=2), loops=loops)
+        tokens = random_tokens(model, 1, length, seed=2)
+        logits = logits_of(model, tokens, *_prompt(tokens, n_prefix, loops))
     finally:
         handle.remove()
     generator = torch.Generator().manual_seed(3)
     mixture = logits * torch.randn(logits.shape, generator=generator, dtype=logits.dtype)
     n_leaks = n_pairs = 0
     largest = 0.0
-    for cut in _cuts(length):
+    for cut in _cuts(length, least=max(1, n_prefix)):
         (grad,) = torch.autograd.grad(
             mixture[:, :cut].sum(), kept[-1], retain_graph=True, allow_unused=True
         )
@@ -103,18 +121,21 @@ def _gradient_leaks(
 
 
 @torch.no_grad()
-def _effect_of_later_tokens(model: LanguageModel, length: int, loops: Loops | None) -> float:
+def _effect_of_later_tokens(
+    model: LanguageModel, length: int, loops: Loops | None, has_prompt: bool = False
+) -> float:
     """Largest change of earlier logits when all later tokens are replaced, over a few cuts.
 
     Not held to the bit: other tokens send other numbers of rows to an expert, and a matrix product
     of another size may round its rows otherwise.
     """
     tokens = random_tokens(model, 1, length, seed=4)
-    before = logits_of(model, tokens, loops=loops)
+    settings = _prompt(tokens, length // 3 if has_prompt else 0, loops)
+    before = logits_of(model, tokens, *settings)
     worst = 0.0
     for cut in {length // 2, length - 1} - {0}:
         changed = tokens.clone()
         changed[:, cut:] = other_tokens(model, tokens[:, cut:], seed=5)
-        after = logits_of(model, changed, loops=loops)
+        after = logits_of(model, changed, *settings)
         worst = max(worst, relative_difference(before[:, :cut], after[:, :cut]))
     return worst

@@ -140,6 +140,7 @@ def check_before_training(run: RunDir, session: Session, screen: Screen) -> None
         seq_len=min(config.data.seq_len, QUICK_SEQ_LEN),
         optimizer=config.train.optimizer,
         loader=session.loader,
+        prefix_lm=_is_prefix_lm(config),
         thorough=False,
     )
     results = run_checks([entry for entry in CHECKS.values() if entry.is_quick], context)
@@ -186,8 +187,13 @@ def _of_config(config: RunConfig, data: PreparedData | None) -> tuple[CheckConte
         optimizer=config.train.optimizer,
         loader=_loader(config, data, "train"),
         splits=_splits(data),
+        prefix_lm=_is_prefix_lm(config),
     )
     return context, size
+
+
+def _is_prefix_lm(config: RunConfig) -> bool:
+    return config.data.chat is not None and config.data.chat.prefix_lm
 
 
 def _of_run(run: RunDir, screen: Screen, notes: list[str]) -> tuple[CheckContext, str]:
@@ -216,6 +222,7 @@ def _of_run(run: RunDir, screen: Screen, notes: list[str]) -> tuple[CheckContext
             optimizer=context.optimizer,
             loader=context.loader,
             splits=context.splits,
+            prefix_lm=context.prefix_lm,
             trained=facts,
         ),
         size,

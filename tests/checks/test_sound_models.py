@@ -10,6 +10,7 @@ from mixlab.checks.stream import MadeUpShards
 from mixlab.data.loader import Loader
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS as REGISTERED_CHANNEL
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS as REGISTERED_SEQUENCE
+from mixlab.ops.packing import Packing
 from mixlab.training.optimizers import OPTIMIZERS
 
 PAIRS = [(sequence, "mlp") for sequence in SEQUENCE_MIXERS]
@@ -132,3 +133,19 @@ def test_looped_models_pass_at_every_depth_and_exit_rule(name):
     results = run_checks(list(CHECKS.values()), subject_of(build, seed=0))
     assert not failures(results)
     assert {r.verdict for r in results} == {"pass"}
+
+
+@pytest.mark.parametrize("halting", ["fixed", "gate"])
+def test_prompts_may_be_read_both_ways_but_answers_may_not(halting, monkeypatch):
+    def build():
+        recursion = {"kind": "looped", "halting": {"kind": halting},
+                     "depth": {"kind": "fixed", "steps": 2}}  # fmt: skip
+        return sound_model("attention", "mlp", n_layers=4, recursion=recursion)
+
+    subject = context(build, prefix_lm=True, thorough=False)
+    (result,) = run_checks([CHECKS["causality"]], subject)
+    assert result.verdict == "pass", result.finding
+    whole = Packing.mask
+    monkeypatch.setattr(Packing, "mask", lambda self, window=None: whole(self, window) | True)
+    (result,) = run_checks([CHECKS["causality"]], subject)
+    assert result.verdict == "fail", "a mask that hides nothing of the answer is found"
