@@ -67,7 +67,9 @@ def stock_model(variant):
         )  # fmt: skip
         kind = Qwen3NextForCausalLM
     config._attn_implementation = config._experts_implementation = "eager"
-    model = kind(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the class's own initial weights
+        model = kind(config).eval()
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():  # none keeps an initial value that would hide a mix-up
         for name, p in model.named_parameters():
