@@ -10,6 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mixlab.cli.text_options import (
+    Checkpoint,
+    Depth,
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    Threshold,
+    TopK,
+    TopP,
+)
 from mixlab.core.errors import LabError
 
 if TYPE_CHECKING:
@@ -30,26 +40,16 @@ BLOCK = '"""'
 def chat(
     run: Annotated[Path, typer.Argument(help="A run folder, such as runs/quickstart-sft.")],
     system: Annotated[str, typer.Option(help="Message that stands before the conversation.")] = "",
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")] = 40,
-    top_p: Annotated[float | None, typer.Option(help="Draw from this much probability.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Leave out tokens below this share of the likeliest one.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1, tokens that the text has already become less likely.")
-    ] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Same seed, same conversation.")] = 0,
-    checkpoint: Annotated[
-        str, typer.Option(help="best, last, or the number of a step that was kept.")
-    ] = "best",
-    depth: Annotated[
-        int | None, typer.Option(help="Of a looped model: steps that a token takes at most.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Of a looped model: when tokens leave before that.")
-    ] = None,
+    checkpoint: Checkpoint = "best",
+    depth: Depth = None,
+    threshold: Threshold = None,
 ) -> None:
     """Talk to a trained model: answers appear as they are written, /help lists the commands.
 

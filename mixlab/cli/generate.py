@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixlab.cli.text_options import (
+    Checkpoint,
+    Depth,
+    MinP,
+    RepetitionPenalty,
+    Temperature,
+    Threshold,
+    TopK,
+    TopP,
+)
+
 if TYPE_CHECKING:
     from mixlab.jobs.trained import TrainedModel
 
@@ -22,28 +33,18 @@ def generate(
         typer.Option(help="A file with one prompt per line; - is standard input."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation, in tokens.")] = 120,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from this many likeliest tokens.")] = 40,
-    top_p: Annotated[float | None, typer.Option(help="Draw from this much probability.")] = None,
-    min_p: Annotated[
-        float | None, typer.Option(help="Leave out tokens below this share of the likeliest one.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1, tokens that the text has already become less likely.")
-    ] = 1.0,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 40,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = 1.0,
     stop: Annotated[
         list[str] | None, typer.Option(help="End before this text; may be given several times.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    checkpoint: Annotated[
-        str, typer.Option(help="best, last, or the number of a step that was kept.")
-    ] = "best",
-    depth: Annotated[
-        int | None, typer.Option(help="Of a looped model: steps that a token takes at most.")
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Of a looped model: when tokens leave before that.")
-    ] = None,
+    checkpoint: Checkpoint = "best",
+    depth: Depth = None,
+    threshold: Threshold = None,
     window: Annotated[
         bool,
         typer.Option("--window", help="Let a prompt that is too long lose its beginning."),

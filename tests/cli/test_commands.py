@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ("train", "extend", "show", "list", "generate", "doctor")
+COMMANDS = ("train", "extend", "show", "list", "generate", "chat", "doctor")
 LIGHT = """
 import sys
 from mixlab.cli.main import app
