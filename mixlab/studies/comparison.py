@@ -151,7 +151,8 @@ def run_comparison(prepared: Prepared, study_screen: "StudyScreen") -> Compariso
     maker = Maker(folder, chosen, RunnerConfig(workers=prepared.workers), study_screen)
     if memory.has_controls:
         arms += _control_arms(arms, recursive, planned)
-        study_screen.note("Timing the models with and without recursion side by side.")
+        if any(arm.name not in memory.content["same_time"] for arm in recursive):
+            study_screen.note("Timing the models with and without recursion side by side.")
         arms += _timed_arms(recursive, planned, memory)
     arms, failures = maker.make(arms)
     runs = read_runs(arms, chosen)
