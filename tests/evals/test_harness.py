@@ -153,6 +153,7 @@ def test_only_known_ways_to_write_are_taken(ask):
         ask.generate_until([request])
 
 
+@pytest.mark.slow  # each run of the harness looks the whole environment over
 def test_examples_before_a_question_and_limits(ask, task_file):
     assert run(ask, task_file(CHOICES), n_fewshot=1, limit=2)[0].n == 2
 

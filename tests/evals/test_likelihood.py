@@ -53,13 +53,11 @@ def by_hand(model, request):
 
 
 @pytest.mark.parametrize("channel", ["mlp", "moe"])
-@pytest.mark.parametrize("mixer", list(SEQUENCE))
+@pytest.mark.parametrize("mixer", ["attention", "gated_deltanet", "mla"])
 def test_batches_score_as_single_forward_passes_do(mixer, channel):
-    if mixer not in ("attention", "gated_deltanet", "mla"):
-        pytest.skip("no causal mixer")
     torch.manual_seed(0)
     model = build(mixer, channel)
-    asked = requests()
+    asked = requests(8)
     found = Scorer(model, EOS, batch_tokens=60).score(asked)
     for request, likelihood in zip(asked, found, strict=True):
         nats, greedy = by_hand(model, request)

@@ -41,7 +41,7 @@ def test_requests_made_from_the_description(described, method, path, mode):
 
     @hypothesis.given(case=requests)
     @hypothesis.settings(
-        max_examples=25 if method == "post" else 5, derandomize=True, database=None,
+        max_examples=15 if method == "post" else 5, derandomize=True, database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )  # fmt: skip
     def answer(case):

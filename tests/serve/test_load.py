@@ -8,7 +8,7 @@ from stub_server import served
 
 from mixlab.serve.settings import ServeSettings
 
-N_CLIENTS, N_REQUESTS = 16, 120
+N_CLIENTS, N_REQUESTS = 16, 80
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
