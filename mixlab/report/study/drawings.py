@@ -63,8 +63,9 @@ def loss_curves(brush: Brush) -> list[Chart]:
 
 
 def seed_panels(brush: Brush) -> list[Chart]:
-    """One small chart per arm: each seed's curve, their mean, and its band."""
-    arms = brush.analysis.study.arms
+    """One small chart per arm with runs: each seed's curve, their mean, and its band."""
+    # Arms that have not got that far yet have no panel.
+    arms = [arm for arm in brush.analysis.study.arms if any(r.curve.value for r in arm.finished)]
     curves = {arm.name: mean_curve(arm) for arm in arms}
     limits = _late_limits(brush, [curve["value"] for curve in curves.values() if curve], 0.4)
     panels = []
@@ -146,7 +147,7 @@ def mean_curve(arm: Arm) -> dict[str, list[float]]:
 def rate_panels(brush: Brush) -> list[Chart]:
     """The U-curve of every tuned arm. An optimum at the edge is drawn hollow."""
     study = brush.analysis.study
-    tuned = [arm for arm in study.arms if arm.tuning]
+    tuned = [arm for arm in study.arms if rate_curve(arm, study.metric)]
     found = {arm.name: rate_curve(arm, study.metric) for arm in tuned}
     every = brush.scaled([v for curve in found.values() for _, v, _ in curve])
     limits = _near_best(every, brush.metric.lower_is_better)
@@ -172,7 +173,7 @@ def _rate_marks(
         y = brush.scaled([v for _, v, _ in curve])
         marks.append(Line(look, "", "", [lr for lr, _, _ in curve], y))
     for lr, value, run in curve:
-        is_best = arm.lr is not None and abs(lr / arm.lr - 1) < 1e-6
+        is_best = arm.is_tuned and arm.lr is not None and abs(lr / arm.lr - 1) < 1e-6
         is_edge = is_best and arm.lr_status == "edge"
         y_shown = metric.scale * value
         if limits is not None:  # a point far away stands at the rim

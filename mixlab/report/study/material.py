@@ -76,6 +76,11 @@ class Arm:
     """What was chosen so that the arm matches: "d_ff 704 -> 680", "212 steps"."""
 
     @property
+    def is_tuned(self) -> bool:
+        """Whether its search for a learning rate came to an end."""
+        return self.lr_status in ("interior", "edge")
+
+    @property
     def finished(self) -> list[Run]:
         return [run for run in self.runs if run.status == "finished"]
 
@@ -110,6 +115,13 @@ class Match:
     quantity: str
     target: float | None = None
     tolerance: float = 0.01
+
+    @property
+    def label(self) -> str:
+        """Its name in a sentence: active parameters, FLOPs."""
+        return {"flops": "FLOPs"}.get(
+            self.quantity, self.quantity.replace("params", "parameters").replace("_", " ")
+        )
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _items(view: View) -> list[tuple[str, str | Html]]:
         else ""
     )
     method, pairing = _method(view), facts.get("pairing", "pairing not recorded")
-    matched = ", ".join(m.quantity.replace("_", " ") for m in study.match) or "nothing"
+    matched = ", ".join(match.label for match in study.match) or "nothing"
     items: list[tuple[str, str | Html]] = [
         ("All runs", f"{plural(len(runs), 'run')}: {every}{aside}; each is listed below"),
         ("Seeds", f"{', '.join(map(str, study.seeds))}; {pairing}"),

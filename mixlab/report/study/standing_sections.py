@@ -37,7 +37,7 @@ def _sentences(view: View, sentences: list[Sentence]) -> list[Html]:
 
 def _facts(view: View) -> Html:
     study = view.study
-    matched = [m.quantity.replace("_", " ") for m in study.match]
+    matched = [match.label for match in study.match]
     parts = [
         tag("b", plural(len(study.arms), "arm")),
         plural(len(study.seeds), "seed"),
@@ -82,6 +82,8 @@ def _how_to_read(view: View) -> str:
     comparison = view.analysis.comparison
     if comparison is None:
         return "No arm is ranked, for the reasons above; the figures are shown all the same."
+    if len(comparison.arms) == 1:
+        return "One arm alone has no rank; the figures are shown all the same."
     if comparison.n_tested == 0:
         return "Without a second seed there is no interval, no test and no rank."
     return (

@@ -20,7 +20,8 @@ def curves(view: View) -> Html:
     )
     return section(
         "curves", f"{view.metric.title} against tokens, FLOPs and seconds", paragraph(text),
-        view.charts("curves", "three"), view.key(),
+        view.charts("curves", "three"),
+        view.key([arm for arm in view.study.arms if any(r.curve.value for r in arm.finished)]),
     )  # fmt: skip
 
 
@@ -72,13 +73,14 @@ def _tuning_table(view: View, tuned: list[Arm]) -> Html:
     for arm in tuned:
         flops, own = arm.spent("flops", arm.tuning), arm.spent("flops")
         share = flops / (flops + own) if flops and own else None
-        lrs = {run.lr for run in arm.tuning}
+        tried = [run for run in arm.tuning if run.status in ("finished", "failed")]
+        lrs = {run.lr for run in tried}
         note = "" if arm.lr_status == "interior" else f" ({arm.lr_status})"
         rows.append([
-            view.arm_link(arm), str(len(lrs)), view.to_runs(arm, str(len(arm.tuning))),
+            view.arm_link(arm), str(len(lrs)), view.to_runs(arm, str(len(tried))),
             view.to_runs(arm, units.flops(flops)),
             view.to_runs(arm, units.duration(arm.spent("seconds", arm.tuning))), percent(share, 0),
-            f"{rate(arm.lr)}{note}" if arm.lr else arm.lr_status, _sensitivity(view, arm),
+            f"{rate(arm.lr)}{note}" if arm.is_tuned else arm.lr_status, _sensitivity(view, arm),
         ])  # fmt: skip
     return table(columns, rows)
 
@@ -86,7 +88,7 @@ def _tuning_table(view: View, tuned: list[Arm]) -> Html:
 def _sensitivity(view: View, arm: Arm) -> Html | str:
     """The loss at half and at twice the best rate, minus that at the best."""
     curve = rate_curve(arm, view.study.metric)
-    if not arm.lr or not curve:
+    if not arm.lr or not curve or not arm.is_tuned:
         return ""
     at = {lr: (value, run) for lr, value, run in curve}
     best = next((v for lr, (v, _) in at.items() if abs(lr / arm.lr - 1) < 1e-6), None)
