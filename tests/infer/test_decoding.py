@@ -127,6 +127,16 @@ def test_a_form_that_was_asked_for_by_name_is_kept(cfg, change):
     assert_follows(model, rows, PROMPTS, n_steps=2)
 
 
+def test_experts_by_their_definition_run_as_they_are():
+    attention = {"kind": "attention", **SEQUENCE["attention"]["plain"]}
+    model = roughened(
+        small(attention, {"kind": "moe", "backend": "loop", **CHANNEL["moe"]["plain"]})
+    )
+    rows = row_model(model)
+    assert not rows.is_static
+    assert_follows(model, rows, PROMPTS, n_steps=2)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_row_takes_the_place_of_another(name):
     model = roughened(RECIPES[name])
