@@ -70,22 +70,13 @@ def tune_run(
         config = decode_config(read_yaml(parent.config_path))
     assert isinstance(config, RunConfig), "open_trained refuses other kinds"
     tree, has_length = child_tree(config, parent, base.tokenizer, data, overrides)
-    if epochs is not None and has_length:
+    if epochs is not None and any(text.startswith("train.length") for text in overrides):
         raise LabError(
             f"--epochs {epochs:g}: expected without train.length, which says it already."
         )
-    request = decode_config(tree)
-    assert isinstance(request, RunConfig)
-    check_mirrors(request.log.mirrors)
-    hardware = settle_hardware(request.train)
-    kind_of(request).require_memory(request, hardware)
-    prepared = prepare_data(request, screen)
-    if not has_length:
-        n_rows = prepared.split("train").n_windows(request.data.seq_len)
-        n_steps = max(1, round((epochs or EPOCHS) * n_rows / request.train.batch_size))
-        request = decode_config(merge(tree, {"train": {"length": f"{n_steps} steps"}}))
-    child_config = settle(request, prepared, hardware)
-    assert isinstance(child_config, RunConfig)
+    if epochs is None and not has_length:
+        epochs = EPOCHS
+    child_config, hardware = _settled(tree, epochs, screen)
     child = _make_folder(parent, run_dir)
     with child.lock():
         with whole_or_gone(child):
@@ -173,6 +164,26 @@ def _source(data: str) -> Tree:
     if path.suffix in (".yaml", ".yml"):
         return merge(default, read_yaml(path))
     return merge(default, {"data": {"corpus": {"kind": "chat", "path": data}}})
+
+
+def _settled(tree: Tree, epochs: float | None, screen: Screen) -> tuple[RunConfig, Hardware]:
+    """The config with everything decided, checked against memory and examples.
+
+    `epochs` passes over the examples; None: the length is in the tree.
+    """
+    request = decode_config(tree)
+    assert isinstance(request, RunConfig)
+    check_mirrors(request.log.mirrors)
+    hardware = settle_hardware(request.train)
+    kind_of(request).require_memory(request, hardware)
+    prepared = prepare_data(request, screen)
+    if epochs is not None:
+        n_rows = prepared.split("train").n_windows(request.data.seq_len)
+        n_steps = max(1, round(epochs * n_rows / request.train.batch_size))
+        request = decode_config(merge(tree, {"train": {"length": f"{n_steps} steps"}}))
+    settled = settle(request, prepared, hardware)
+    assert isinstance(settled, RunConfig)
+    return settled, hardware
 
 
 def _with_tokenizer(config: RunConfig, eos: str) -> RunConfig:
@@ -271,8 +282,7 @@ class _Hushed:
     def __init__(self, screen: Screen) -> None:
         self.task = screen.task
 
-    def note(self, message: str) -> None:
-        pass
+    def note(self, message: str) -> None: ...
 
 
 def _make_folder(parent: RunDir, run_dir: Path | None) -> RunDir:
