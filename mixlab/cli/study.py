@@ -25,7 +25,7 @@ app = new_group(
 )
 
 StudyName = Annotated[
-    str, typer.Argument(metavar="STUDY", help="A packaged study (see below), or a YAML file.")
+    str, typer.Argument(metavar="STUDY", help="One of `mixlab list studies`, or a YAML file.")
 ]
 Smoke = Annotated[
     bool, typer.Option("--smoke", help="All arms and seeds at a size for a CPU, to see it work.")
@@ -66,7 +66,9 @@ def drive(
     """Run a study to its end, or until somebody stops it; its folder and results."""
     from mixlab.cli.screen import open_screen
     from mixlab.jobs.process import tune_process
+    from mixlab.studies.study_file import load_study
 
+    load_study(study)  # what is wrong with the file is told before PyTorch is loaded
     tune_process()
     with open_screen() as screen:
         from mixlab.stats import require_stats
@@ -118,7 +120,9 @@ def plan(
     """
     from mixlab.cli.screen import open_screen
     from mixlab.jobs.process import tune_process
+    from mixlab.studies.study_file import load_study
 
+    load_study(study)  # what is wrong with the file is told before PyTorch is loaded
     tune_process()
     with open_screen() as screen:
         from mixlab.studies.plan import plan_text
