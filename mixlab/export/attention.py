@@ -25,6 +25,20 @@ def shape_misfits(mixers: list[AttentionConfig], label: str) -> Iterator[str]:
         yield from everywhere([getattr(m, name) for m in mixers], name, label)
 
 
+def misfits(
+    cfg: LanguageModelConfig,
+    mixers: list[AttentionConfig],
+    qk_norm: str,
+    label: str,
+    *,
+    partial: bool = False,
+) -> Iterator[str]:
+    """What every target asks of its attention layers; `partial`: not all channels need turn."""
+    yield from shape_misfits(mixers, label)
+    yield from norm_misfits(cfg, mixers, qk_norm, label)
+    yield from rotary_misfits(mixers, label, partial=partial)
+
+
 def norm_misfits(
     cfg: LanguageModelConfig, mixers: list[AttentionConfig], wanted: str, label: str
 ) -> Iterator[str]:
@@ -98,6 +112,7 @@ def read(
     qk_norm: str,
     *,
     may_lack: tuple[str, ...] = (),
+    partial: bool = False,
     rope_frac: float = 1.0,
     theta: float = 10_000.0,
 ) -> Tree:
@@ -125,6 +140,8 @@ def read(
     }
     if heads % tree["n_kv_heads"]:
         fields.refuse("num_key_value_heads", tree["n_kv_heads"], f"a divisor of {heads}")
+    if rope.frac != 1.0 and not partial:
+        fields.refuse("partial_rotary_factor", rope.frac, "1, as another has no effect there")
     if rope.frac != 1.0:
         turned = int(head_dim * rope.frac)
         if turned < 2 or turned % 2:

@@ -19,6 +19,7 @@ from mixlab.export.target import (
     everywhere,
     layers_of,
     named_blocks,
+    other_kinds,
     read_common,
 )
 from mixlab.nn.channel_mixers.mlp import MLPConfig
@@ -51,14 +52,9 @@ class Dense(Target):
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         layers, label = layers_of(cfg), self.label
-        for layer in layers:
-            kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
-            if kinds != ("attention", "mlp"):
-                yield f"{' + '.join(kinds)}: every layer of {label} is attention + mlp"
+        yield from other_kinds(layers, ("attention", "mlp"), label)
         mixers = attention.of(layers)
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, self.qk_norm, label)
-        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.misfits(cfg, mixers, self.qk_norm, label)
         yield from attention.gate_misfits(mixers, label)
         yield from mlp_misfits(layers, label)
         if self.windows:
@@ -89,8 +85,6 @@ class Dense(Target):
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
         mixer = attention.read(fields, tree, self.qk_norm, may_lack=self.may_lack)
-        if "rope_frac" in mixer:
-            fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         mixer["bias"] = self.read_bias(fields)
         channel = {"kind": "mlp", "d_ff": fields.count("intermediate_size")}
         windows = [None] * tree["n_layers"]

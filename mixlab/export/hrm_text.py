@@ -26,7 +26,7 @@ from mixlab.export import attention
 from mixlab.export.dense import mlp_misfits
 from mixlab.export.fields import Fields
 from mixlab.export.moves import Move
-from mixlab.export.target import Answer, Layer, Target, common_config, layers_of
+from mixlab.export.target import Answer, Layer, Target, common_config, layers_of, other_kinds
 from mixlab.nn.language_model import LanguageModelConfig
 
 
@@ -42,14 +42,9 @@ class HrmText(Target):
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         layers, label = layers_of(cfg), self.label
-        for layer in layers:
-            kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
-            if kinds != ("attention", "mlp"):
-                yield f"{' + '.join(kinds)}: every layer of {label} is attention + mlp"
+        yield from other_kinds(layers, ("attention", "mlp"), label)
         mixers = attention.of(layers)
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, "none", label)
-        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.misfits(cfg, mixers, "none", label)
         yield from mlp_misfits(layers, label)
         if any(m.bias for m in mixers):
             yield f"bias = true: {label} would put one on its gates and its output as well"

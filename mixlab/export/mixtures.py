@@ -15,6 +15,7 @@ from mixlab.export.target import (
     everywhere,
     layers_of,
     named_blocks,
+    other_kinds,
     read_common,
 )
 from mixlab.nn.channel_mixers.mlp import MLPConfig
@@ -104,9 +105,7 @@ class Qwen3Moe(Target):
         mixers, mixtures = attention.of(layers), moe_of(layers)
         if not mixtures:
             yield f"no experts: {label} has them at some layer"
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, "head", label)
-        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.misfits(cfg, mixers, "head", label)
         yield from attention.gate_misfits(mixers, label)
         yield from attention.window_misfits(mixers, label, per_layer=False)
         yield from mlp_misfits(layers, label)
@@ -140,8 +139,6 @@ class Qwen3Moe(Target):
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
         mixer = attention.read(fields, tree, "head", may_lack=("head_dim",))
-        if "rope_frac" in mixer:
-            fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         mixer["bias"] = fields.flag("attention_bias", False)
         fields.take("max_window_layers", None)  # of no effect in this class
         uses, window = fields.flag("use_sliding_window", False), fields.take("sliding_window", None)
@@ -173,14 +170,9 @@ class Olmoe(Target):
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         layers, label = layers_of(cfg), self.label
-        for layer in layers:
-            kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
-            if kinds != ("attention", "moe"):
-                yield f"{' + '.join(kinds)}: every layer of {label} is attention + moe"
+        yield from other_kinds(layers, ("attention", "moe"), label)
         mixers, mixtures = attention.of(layers), moe_of(layers)
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, "full", label)
-        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.misfits(cfg, mixers, "full", label)
         yield from attention.gate_misfits(mixers, label)
         if any(m.window is not None for m in mixers):
             yield f"window: the attention of {label} sees all earlier tokens"
@@ -218,8 +210,6 @@ class Olmoe(Target):
             "full",
             may_lack=("head_dim", "num_key_value_heads"),
         )
-        if "rope_frac" in mixer:
-            fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         if mixer["n_heads"] * mixer["head_dim"] != tree["d_model"]:
             fields.refuse("head_dim", mixer["head_dim"], "hidden_size / num_attention_heads")
         mixer["bias"] = fields.flag("attention_bias", False)
@@ -239,14 +229,9 @@ class Mixtral(Target):
 
     def misfits(self, cfg: LanguageModelConfig) -> Iterator[str]:
         layers, label = layers_of(cfg), self.label
-        for layer in layers:
-            kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
-            if kinds != ("attention", "moe"):
-                yield f"{' + '.join(kinds)}: every layer of {label} is attention + moe"
+        yield from other_kinds(layers, ("attention", "moe"), label)
         mixers, mixtures = attention.of(layers), moe_of(layers)
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, "none", label)
-        yield from attention.rotary_misfits(mixers, label)
+        yield from attention.misfits(cfg, mixers, "none", label)
         yield from attention.gate_misfits(mixers, label)
         yield from attention.window_misfits(mixers, label, per_layer=False)
         if any(m.bias for m in mixers):
@@ -279,8 +264,6 @@ class Mixtral(Target):
     def our_model(self, fields: Fields) -> Tree:
         tree = read_common(fields)
         mixer = attention.read(fields, tree, "none", theta=1e6, may_lack=("head_dim",))
-        if "rope_frac" in mixer:
-            fields.refuse("partial_rotary_factor", mixer["rope_frac"], "1: it has no effect there")
         fields.must("attention_bias", False, why="its attention has no biases")
         window = fields.take("sliding_window", None)
         if window is not None and (type(window) is not int or window < 1):

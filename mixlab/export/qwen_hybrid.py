@@ -59,9 +59,7 @@ class QwenHybrid(Target):
             if layer.sequence_mixer.kind not in ("attention", "gated_deltanet"):
                 yield f"{layer.sequence_mixer.kind}: {label} has Gated DeltaNet and attention"
         mixers = attention.of(layers)
-        yield from attention.shape_misfits(mixers, label)
-        yield from attention.norm_misfits(cfg, mixers, "head", label)
-        yield from attention.rotary_misfits(mixers, label, partial=True)
+        yield from attention.misfits(cfg, mixers, "head", label, partial=True)
         if any(m.bias for m in mixers):
             yield f"bias = true: {label} would put one on its gates and its output as well"
         if any(m.window is not None for m in mixers):
@@ -139,7 +137,7 @@ class QwenHybrid(Target):
         fields.must("mamba_ssm_dtype", "float32", why="states are kept in float32")
         fields.must("mtp_num_hidden_layers", 0, why="mixlab predicts one token at a time")
         kinds = gated.read_kinds(fields, tree["n_layers"])
-        full = attention.read(fields, tree, "head", rope_frac=0.25
+        full = attention.read(fields, tree, "head", rope_frac=0.25, partial=True
         ) | {"output_gate": True}  # fmt: skip
         delta = {
             "kind": "gated_deltanet",

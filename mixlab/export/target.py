@@ -179,6 +179,14 @@ def _motif(kinds: list[str]) -> list[str]:
     return kinds[:length]
 
 
+def other_kinds(layers: list[Layer], wanted: tuple[str, str], label: str) -> Iterator[str]:
+    """A misfit for every layer that is not of the one kind that the target has."""
+    for layer in layers:
+        kinds = layer.sequence_mixer.kind, layer.channel_mixer.kind
+        if kinds != wanted:
+            yield f"{' + '.join(kinds)}: every layer of {label} is {' + '.join(wanted)}"
+
+
 def everywhere(values: list[Any], what: str, label: str) -> Iterator[str]:
     """A misfit where layers differ in something that the target has once for all."""
     distinct = list(dict.fromkeys(values))
