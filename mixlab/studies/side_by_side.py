@@ -9,7 +9,7 @@ times are weighed by their chances.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from mixlab.training.objective import update
 
 N_ROUNDS = 5
 """Rounds that count, after one that warms up."""
+Strata = list[tuple[int, float]]
+"""Positions of the data, and the chance of updates like the one there."""
 _SEARCHED = 10_000
 """Updates among which one of each depth is looked for."""
 
@@ -35,23 +37,32 @@ class Timed(NamedTuple):
 
 def time_side_by_side(first: AnyRunConfig, second: AnyRunConfig) -> Timed:
     """Time updates of two configs, whose length is in steps, in turn. Nothing is learnt."""
-    on_cpu = settle_hardware(first.train).device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
+    configs = (first, second)
+    strata = [_strata(config) for config in configs]
     with torch.random.fork_rng():
-        steps = [(_stepper(config), _strata(config)) for config in (first, second)]
-        times: list[list[list[float]]] = [[[] for _ in strata] for _, strata in steps]
-        for i in range(N_ROUNDS + 1):
-            for (step, strata), found in zip(steps, times, strict=True):
-                for (position, _), taken in zip(strata, found, strict=True):
-                    start = clock()
-                    step(position)
-                    if i:
-                        taken.append(clock() - start)
+        times = _measure(configs, strata)
+    torch.cuda.empty_cache()  # what the models held is for the runs that follow
     means = [
-        sum(chance * statistics.median(taken) for (_, chance), taken in zip(s, f, strict=True))
-        for (_, s), f in zip(steps, times, strict=True)
+        sum(chance * statistics.median(taken) for (_, chance), taken in zip(s, t, strict=True))
+        for s, t in zip(strata, times, strict=True)
     ]
     return Timed(*means)
+
+
+def _measure(configs: Sequence[AnyRunConfig], strata: Sequence[Strata]) -> list[list[list[float]]]:
+    """The seconds of every round, by config and stratum."""
+    on_cpu = settle_hardware(configs[0].train).device.type == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    steps = [_stepper(config) for config in configs]
+    times: list[list[list[float]]] = [[[] for _ in each] for each in strata]
+    for i in range(N_ROUNDS + 1):
+        for step, each, found in zip(steps, strata, times, strict=True):
+            for (position, _), taken in zip(each, found, strict=True):
+                start = clock()
+                step(position)
+                if i:
+                    taken.append(clock() - start)
+    return times
 
 
 def _stepper(config: AnyRunConfig) -> Callable[[int], None]:
@@ -69,7 +80,7 @@ def _stepper(config: AnyRunConfig) -> Callable[[int], None]:
     return step
 
 
-def _strata(config: AnyRunConfig) -> list[tuple[int, float]]:
+def _strata(config: AnyRunConfig) -> Strata:
     """(position, chance) of an update of every depth that training draws."""
     recursion = config.model.recursion if isinstance(config, RunConfig) else None
     if recursion is None:

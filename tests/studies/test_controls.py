@@ -116,6 +116,7 @@ def test_a_mean_update_is_that_of_all_depths(monkeypatch, slow_machine):
     assert timed.second == pytest.approx(2.0 * slow_machine)
 
 
+@pytest.mark.slow
 def test_a_real_update_takes_time(lab, tiny_corpus):
     plain = config(f"data.corpus.path={tiny_corpus}", "data.split.min_validation_tokens=256")
     timed = side_by_side.time_side_by_side(plain, plain)
