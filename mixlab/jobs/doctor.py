@@ -16,6 +16,8 @@ EXTRAS = (
     ("datasets", "datasets", "data", "corpora hf and parquet"),
     ("transformers", "transformers", "hf", "parity checks against stock architectures"),
     ("pandas", "pandas", "notebook", "metrics as data frames"),
+    ("lm_eval", "lm-eval", "eval", "mixlab eval --tasks"),
+    ("fastapi", "fastapi", "serve", "mixlab serve"),
     ("tensorboard", "tensorboard", "tensorboard", "mirror of the metrics"),
     ("wandb", "wandb", "wandb", "mirror of the metrics"),
     ("trackio", "trackio", "trackio", "mirror of the metrics"),
