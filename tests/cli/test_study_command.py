@@ -97,6 +97,8 @@ def test_results_are_rewritten_by_a_report(finished, monkeypatch, capsys):
     path = finished / "studies" / "stub" / "results.json"
     before = path.read_text()
     path.write_text("{}")
+    page = finished / "report.html"
+    monkeypatch.setattr("mixlab.report.study.write_study_report", lambda folder: page)
     assert mixlab("study", "report", "stub", monkeypatch=monkeypatch) == 0
     assert path.read_text() == before and json.loads(before)["is_complete"]
     assert "report.html" in capsys.readouterr().out

@@ -104,6 +104,7 @@ def test_other_text_is_refused(job, tmp_path):
         train_job(replace(job, data="other"), tmp_path, Quiet(), DataCache())
 
 
+@pytest.mark.slow
 def test_documents_add_up_to_the_validation_loss(job, tmp_path):
     result = train_job(job, tmp_path, Quiet(), DataCache())
     found = json.loads((tmp_path / "documents.json").read_text())

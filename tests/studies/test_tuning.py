@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixlab.studies.tuning import DIVERGED, outcome, scaled, search, with_rate
@@ -31,6 +31,7 @@ def test_the_optimum_of_a_u_curve_is_found_to_a_quarter_octave(optimum):
     assert min(tried) < state.best < max(tried), "the best lies inside"
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=61, max_size=61), st.integers(4, 20))
 def test_any_curve_ends_and_names_its_best(values, max_runs):
     """However rough: few runs, nothing tried twice, and the best is the lowest of all."""

@@ -135,7 +135,7 @@ def test_a_job_that_kills_every_holder_is_given_up(store, monkeypatch):
 def test_deaths_that_get_further_are_not_counted(store, monkeypatch):
     address = store.addresses()[0]
     monkeypatch.setattr(job_store, "oom_kills", lambda: None)
-    for _ in range(3 * MAX_DEATHS):
+    for _ in range(MAX_DEATHS + 2):
         pid = os.fork()
         if pid == 0:
             claim = store.claim([address], Observer())
