@@ -49,7 +49,7 @@ def write_png(
         top += row_height + _GAP
     for number, line in enumerate(key_lines):
         _add_key(figure, line, top - _GAP + _KEY_LINE * (number + 0.7), height)
-    return png(figure)
+    return png(figure, compression=2)  # many large panels, and a report should not wait for them
 
 
 def _key_lines(key: Sequence[tuple[str, Look]], width: float) -> list[list[tuple[str, Look]]]:
