@@ -194,7 +194,7 @@ def open_trained(
     if not isinstance(config, RunConfig):
         raise RunError(
             f"run {run.path}: is of kind {config.kind}, which solves puzzles and writes no text. "
-            f"Its answers are in {run.report_path.name} and the pictures beside it."
+            f"Let it solve some by `mixlab solve {run.path}`."
         )
     tokenizer = open_tokenizer(run)
     is_training = is_in_use(run)
