@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from mixlab.jobs.refine.solving import Solved
-    from mixlab.tasks.base import Task
+    from mixlab.jobs.refine.solving import Solved, Task
 
 UNSOLVED = 1
 
