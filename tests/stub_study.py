@@ -25,7 +25,7 @@ from mixlab.studies.driver import Driver
 from mixlab.studies.job_store import Claim
 from mixlab.studies.lease import Observer
 from mixlab.studies.progress import Silent
-from mixlab.studies.results import RowCache
+from mixlab.studies.rows import RowCache
 from mixlab.studies.watch import look_at, write_results
 from mixlab.studies.worker import JobScreen, Worker
 

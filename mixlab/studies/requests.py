@@ -10,7 +10,7 @@ from mixlab.core.errors import LabError
 from mixlab.studies.executors.base import Executor
 from mixlab.studies.job_store import Job
 from mixlab.studies.progress import Silent, Snapshot, StudyScreen, snapshot
-from mixlab.studies.results import job_row
+from mixlab.studies.rows import job_row
 from mixlab.studies.study_file import RunnerConfig
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from mixlab.studies.job_store import Job
 from mixlab.studies.layout import link_runs, write_design
 from mixlab.studies.prepare_study import devices
 from mixlab.studies.progress import Snapshot, StudyScreen, set_aside_lines, snapshot
-from mixlab.studies.results import RowCache, collect
+from mixlab.studies.results import collect
 from mixlab.studies.rounds import Entry
+from mixlab.studies.rows import RowCache
 from mixlab.studies.watch import label_of, look_at, write_results
 from mixlab.training.length import Length
 

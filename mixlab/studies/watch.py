@@ -7,8 +7,9 @@ from mixlab.core.json_files import write_json
 from mixlab.studies.job_store import JobStore
 from mixlab.studies.lease import Observer
 from mixlab.studies.progress import Snapshot, snapshot, status_text
-from mixlab.studies.results import RowCache, collect, read_design
+from mixlab.studies.results import collect, read_design
 from mixlab.studies.rounds import Entry
+from mixlab.studies.rows import RowCache
 
 
 def label_of(entry: Entry) -> str:

@@ -22,7 +22,7 @@ from mixlab.core.errors import LabError
 from mixlab.studies.driver import Driver, InterruptedStudyError
 from mixlab.studies.lease import Observer
 from mixlab.studies.progress import Silent
-from mixlab.studies.results import RowCache
+from mixlab.studies.rows import RowCache
 from mixlab.studies.study import Stop, drive_design, refuse_foreign, refuse_overspending
 from mixlab.studies.worker import DISK_FULL, OTHER_CODE
 
