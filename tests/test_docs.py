@@ -174,7 +174,7 @@ def parse(words: list[str]) -> None:
     recipe, overrides = given.get("recipe"), list(given.get("overrides") or [])
     if name == "train" and given["resume"] is None:
         (load_shrunk if given["smoke"] else load_config)(recipe, overrides)
-    elif name in ("show", "check") and not Path(recipe).is_dir():
+    elif name in ("show", "check") and not recipe.startswith("runs/"):
         describe_recipe(recipe, overrides)
     elif name == "compare":
         things = [word for word in given["things"] or [] if "=" not in word]

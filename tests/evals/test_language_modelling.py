@@ -41,7 +41,7 @@ BYTES = np.arange(V, dtype=np.float32) % 5  # some tokens stand for no bytes
 
 def by_numpy(model):
     nats, hits, n_bytes, n = 0.0, 0, 0.0, 0
-    for tokens, targets, segments in batches():
+    for tokens, targets, segments, _ in batches():
         for row in range(len(tokens)):
             for document in segments[row].unique():
                 here = segments[row] == document

@@ -39,8 +39,8 @@ class UnshiftedLoader:
         self._loader = loader
 
     def batch(self, position, n):
-        tokens, _, segments = self._loader.batch(position, n)
-        return Batch(tokens, tokens, segments)
+        batch = self._loader.batch(position, n)
+        return batch._replace(targets=batch.tokens)
 
 
 @torch.no_grad()
