@@ -41,7 +41,9 @@ def test_passes_all_checks(sequence, channel):
     assert {r.verdict for r in results} == {"pass"}
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 @pytest.mark.parametrize("channel", ["mlp", "moe"])
 def test_all_kinds_in_one_stack_pass_at_other_seeds(channel, seed):
     checks = [entry for name, entry in CHECKS.items() if name not in TRAINING]
