@@ -1,8 +1,6 @@
 """Mazes from a file of the user's, such as the public Maze-Hard set."""
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,10 +8,11 @@ from pydantic import Field
 from mixlab.core.errors import DataError
 from mixlab.tasks.base import Example
 from mixlab.tasks.maze.rules import PATH, MazeRules
-from mixlab.tasks.puzzle_csv import PuzzleFiles, Row
+from mixlab.tasks.puzzle_csv import Row
+from mixlab.tasks.written import WrittenTask
 
 
-class MazeFile(MazeRules):
+class MazeFile(WrittenTask, MazeRules):
     """Mazes as written: checked row by row, refused with the line, never repaired.
 
     A row reads "#" wall, " " or "." free, "S", "G" and in the answer "o" path. A row without an
@@ -21,37 +20,14 @@ class MazeFile(MazeRules):
     """
 
     kind: Literal["maze-file"] = "maze-file"
-    generator_version: ClassVar[int] = 1
-
-    files: PuzzleFiles
-    """The CSV files, with the columns source, question, answer, rating."""
     size: int = Field(default=30, ge=4, le=64)
     """Cells per row."""
-
-    @property
-    def name(self) -> str:
-        path = self.files.train or self.files.test
-        return f"maze-file-{path.parent.name or path.stem}" if path else "maze-file"
 
     @property
     def side(self) -> int:
         return self.size
 
-    def candidates(self, split: str, seed: int) -> Iterator[Example]:
-        where = self.files.path(split)
-        for row in self.files.rows(split, seed):
-            yield self._example(row, f"{where}, line {row.number}")
-
-    def homes(self, split: str, split_keys: list[bytes]) -> list[str]:
-        return self.files.homes(split, split_keys)
-
-    def example(self, seed: int, index: int) -> Example:
-        found = next(islice(self.candidates("train", seed), index, None), None)
-        if found is None:
-            raise DataError(f"example {index} of {self.name}: the training file has fewer rows.")
-        return found
-
-    def _example(self, row: Row, where: str) -> Example:
+    def read_row(self, row: Row, where: str) -> Example:
         question = self._read(row.question, f"{where}, question", "#.SG")
         try:
             answer = self.solve(question)

@@ -1,31 +1,26 @@
 """Sudoku puzzles from a file of the user's, such as the public Sudoku-Extreme collection."""
 
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mixlab.core.errors import DataError
 from mixlab.tasks.base import Example
-from mixlab.tasks.puzzle_csv import PuzzleFiles, Row
+from mixlab.tasks.puzzle_csv import Row
 from mixlab.tasks.sudoku.boxes import MAX_BLANKS
 from mixlab.tasks.sudoku.dug import difficulty
 from mixlab.tasks.sudoku.rules import BLANK, SudokuRules
 from mixlab.tasks.sudoku.solver import effort
+from mixlab.tasks.written import WrittenTask
 
 
-class SudokuFile(SudokuRules):
+class SudokuFile(WrittenTask, SudokuRules):
     """Puzzles as written: checked row by row, refused with the line, never repaired.
 
     A blank is "." or "0". A row without an answer is solved here and must have one solution.
     """
 
     kind: Literal["sudoku-file"] = "sudoku-file"
-    generator_version: ClassVar[int] = 1
-
-    files: PuzzleFiles
-    """The CSV files, with the columns source, question, answer, rating."""
     size: Literal[4, 6, 9] = 9
     """Side of the grid."""
     grade: bool = False
@@ -33,29 +28,10 @@ class SudokuFile(SudokuRules):
     milliseconds per puzzle. Otherwise only the answer is held against the rules and the givens."""
 
     @property
-    def name(self) -> str:
-        path = self.files.train or self.files.test
-        return f"sudoku-file-{path.parent.name or path.stem}" if path else "sudoku-file"
-
-    @property
     def side(self) -> int:
         return self.size
 
-    def candidates(self, split: str, seed: int) -> Iterator[Example]:
-        where = self.files.path(split)
-        for row in self.files.rows(split, seed):
-            yield self._example(row, f"{where}, line {row.number}")
-
-    def homes(self, split: str, split_keys: list[bytes]) -> list[str]:
-        return self.files.homes(split, split_keys)
-
-    def example(self, seed: int, index: int) -> Example:
-        found = next(islice(self.candidates("train", seed), index, None), None)
-        if found is None:
-            raise DataError(f"example {index} of {self.name}: the training file has fewer rows.")
-        return found
-
-    def _example(self, row: Row, where: str) -> Example:
+    def read_row(self, row: Row, where: str) -> Example:
         question = self._read(row.question.replace("0", "."), f"{where}, question")
         if (question != BLANK).sum() < self.side**2 - MAX_BLANKS[self.side]:
             raise DataError(
