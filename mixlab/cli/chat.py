@@ -83,6 +83,13 @@ def chat(
 
 def talk(conversation: "Conversation", source: "_Lines") -> None:
     """Turns until the input ends, /exit, or a second Ctrl-C."""
+    try:
+        _turns(conversation, source)
+    except KeyboardInterrupt:  # came while the first one was still being answered
+        sys.stdout.write("\n")
+
+
+def _turns(conversation: "Conversation", source: "_Lines") -> None:
     if source.is_terminal:
         _note("/help lists the commands, Ctrl-D leaves.")
     interrupted = False
@@ -107,9 +114,6 @@ def talk(conversation: "Conversation", source: "_Lines") -> None:
                 interrupted = _answer(conversation, text)
         except LabError as error:
             _note(f"{error}")
-        except KeyboardInterrupt:  # the second one during an answer
-            sys.stdout.write("\n")
-            return
 
 
 def _answer(conversation: "Conversation", text: str) -> bool:
