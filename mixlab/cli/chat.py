@@ -92,28 +92,29 @@ def talk(conversation: "Conversation", source: "_Lines") -> None:
 def _turns(conversation: "Conversation", source: "_Lines") -> None:
     if source.is_terminal:
         _note("/help lists the commands, Ctrl-D leaves.")
-    interrupted = False
+    interrupted = answering = False
     while True:
         try:
             text = source.read()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            if interrupted or not source.is_terminal:
-                sys.stdout.write("\n")
-                return
-            interrupted = True
-            _note("\nCtrl-C again or Ctrl-D leaves.")
-            continue
-        interrupted = False
-        try:
+            interrupted = False
             if text.startswith("/"):
                 if not command(conversation, text):
                     return
             elif text.strip() or conversation.is_base:
+                answering = True
                 interrupted = _answer(conversation, text)
+            answering = False
+        except EOFError:
+            return
         except LabError as error:
+            answering = False
             _note(f"{error}")
+        except KeyboardInterrupt:  # `answering`: the second one, the first has stopped the answer
+            if interrupted or answering or not source.is_terminal:
+                sys.stdout.write("\n")
+                return
+            interrupted = True
+            _note("\nCtrl-C again or Ctrl-D leaves.")
 
 
 def _answer(conversation: "Conversation", text: str) -> bool:
