@@ -34,6 +34,13 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {text!r} in {self.seen[since:]!r}"
             self._read()
 
+    def until_more(self, n_characters, since):
+        """Wait until so many characters follow a place."""
+        deadline = time.monotonic() + LIMIT_S
+        while len(self.seen) < since + n_characters:
+            assert time.monotonic() < deadline, f"nothing follows {self.seen[since:]!r}"
+            self._read()
+
     def _read(self):
         ready, _, _ = select.select([self._fd], [], [], 1)
         if ready:
@@ -81,8 +88,7 @@ def test_a_session_at_a_terminal(place):
     here = screen.type("/tokens 50000\n")
     screen.until("at most 50000 tokens", here)
     here = screen.type("abc\n")
-    screen.until("abc", here)
-    time.sleep(0.3)  # the answer is under way; it would take minutes
+    screen.until_more(len("abc\r\n") + 3, here)  # the answer is under way; it would take minutes
     here = screen.type("\x03")
     screen.until("Stopped; the answer so far is kept.", here)
     screen.until("> ", here)
@@ -104,8 +110,7 @@ def test_a_second_ctrl_c_leaves_and_so_does_the_end_of_input(place):
     screen = Terminal(["chat", "run", "--max-new-tokens", "50000"], place)
     screen.until("> ")
     here = screen.type("abc\n")
-    screen.until("abc", here)
-    time.sleep(0.3)
+    screen.until_more(len("abc\r\n") + 3, here)
     here = screen.type("\x03")
     screen.until("Stopped", here)
     screen.until("> ", here)
