@@ -1,6 +1,7 @@
 """Measure how fast a config trains here, and say where the time goes."""
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -73,49 +74,80 @@ def bench(
     """
     if n_updates < 3:
         raise ConfigError("--updates", n_updates, "at least 3, so that there is a spread")
-    hardware = settle_hardware(config.train)
-    kind = kind_of(config)
-    kind.require_memory(config, hardware)
-    if hardware.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(hardware.device)
-    torch._dynamo.utils.counters.clear()
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        objective, optimizer = _ready(config, hardware, screen, mean_document)
-        run = _Updates(objective, optimizer, config, hardware)
+        timing = Timing(config, screen, mean_document=mean_document)
         with screen.task("Warming up; the first update compiles", None):
-            first_s = run.timed()
-            for _ in range(WARM_UP):
-                run.timed()
-        n_graphs = _n_graphs()
+            timing.warm_up()
         with screen.task("Measuring", None):
-            times = run.free(n_updates)
-            by_phase = run.phased(N_PHASED)
-            kernels = kernel_times(run.once, hardware.device)
-    tokens, median_s = config.tokens_per_step, statistics.median(times)
-    flops = kind.flops_per_token(config)
-    rate = measure_matmul_flops(hardware.device, hardware.compute_dtype)
-    is_cuda = hardware.device.type == "cuda"
-    return Bench(
-        name=config.name,
-        device=describe(hardware.device),
-        precision=hardware.precision,
-        compile=config.train.compile,
-        tokens_per_update=tokens,
-        first_update_s=first_s,
-        ms=[1000 * s for s in times],
-        phases=by_phase,
-        tokens_per_s=tokens / median_s,
-        flops_per_token=flops,
-        matmul_flops=rate,
-        mfu=flops * tokens / median_s / rate,
-        peak_memory_bytes=torch.cuda.max_memory_allocated(hardware.device) if is_cuda else None,
-        backends=backends(config, hardware),
-        kernels=kernels,
-        n_graphs=_n_graphs(),
-        n_graph_breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
-        n_recompiles=_n_graphs() - n_graphs,
-    )
+            return timing.result(timing.free(n_updates))
+
+
+class Timing:
+    """A config made ready on its device, to be timed: `warm_up` once, `free` at will, `result`.
+
+    Raises:
+        ConfigError: a setting that cannot run here.
+    """
+
+    def __init__(
+        self, config: AnyRunConfig, screen: Screen, *, mean_document: int | None = None
+    ) -> None:
+        self._config, self._kind = config, kind_of(config)
+        self._hardware = settle_hardware(config.train)
+        self._kind.require_memory(config, self._hardware)
+        if self._is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._hardware.device)
+        torch._dynamo.utils.counters.clear()
+        torch.manual_seed(config.seed)
+        objective, optimizer = _ready(config, self._hardware, screen, mean_document)
+        self._updates = _Updates(objective, optimizer, config, self._hardware)
+        self._first_s, self._n_graphs = math.nan, 0
+
+    @property
+    def _is_cuda(self) -> bool:
+        return self._hardware.device.type == "cuda"
+
+    def warm_up(self) -> float:
+        """Seconds of the first update, which compiles; a few more follow it."""
+        self._first_s = self._updates.timed()
+        for _ in range(WARM_UP):
+            self._updates.timed()
+        self._n_graphs = _n_graphs()
+        return self._first_s
+
+    def free(self, n_updates: int) -> list[float]:
+        """Seconds of each of `n_updates` updates that follow each other as in training."""
+        return self._updates.free(n_updates)
+
+    def result(self, times: list[float]) -> Bench:
+        """Everything about updates that took `times` (seconds); profiles a few more of them."""
+        config, hardware = self._config, self._hardware
+        by_phase = self._updates.phased(N_PHASED)
+        kernels = kernel_times(self._updates.once, hardware.device)
+        tokens, median_s = config.tokens_per_step, statistics.median(times)
+        flops = self._kind.flops_per_token(config)
+        rate = measure_matmul_flops(hardware.device, hardware.compute_dtype)
+        peak = torch.cuda.max_memory_allocated(hardware.device) if self._is_cuda else None
+        return Bench(
+            name=config.name,
+            device=describe(hardware.device),
+            precision=hardware.precision,
+            compile=config.train.compile,
+            tokens_per_update=tokens,
+            first_update_s=self._first_s,
+            ms=[1000 * s for s in times],
+            phases=by_phase,
+            tokens_per_s=tokens / median_s,
+            flops_per_token=flops,
+            matmul_flops=rate,
+            mfu=flops * tokens / median_s / rate,
+            peak_memory_bytes=peak,
+            backends=backends(config, hardware),
+            kernels=kernels,
+            n_graphs=_n_graphs(),
+            n_graph_breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
+            n_recompiles=_n_graphs() - self._n_graphs,
+        )
 
 
 def _ready(
