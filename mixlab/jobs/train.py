@@ -213,6 +213,7 @@ def run_sitting(
             finish_failed(run, session, str(error), command)
             raise error from None
         finally:
+            session.objective.close()
             mirrors.close()
         conclude = kind_of(config).conclude
         summary = finish(run, session, outcome, command, screen, conclude=conclude)

@@ -1,6 +1,8 @@
 """Next-token prediction: the objective of every language model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,20 @@ from mixlab.ops.packing import Packing
 from mixlab.training import phases
 from mixlab.training.looped import exit_losses, training_loops, typical_loops
 from mixlab.training.objective import StepMetrics, total_grad_norm
+from mixlab.training.prefetch import Ahead
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass reads, on the CPU, with what has to be known of it there."""
+
+    batch: Batch
+    n_targets: int
+
+    @classmethod
+    def of(cls, batch: Batch, *, pinned: bool = False) -> "MicroBatch":
+        """A batch made ready; `pinned` puts it where a GPU copies from without waiting."""
+        n_targets = batch.n_targets()
+        return cls(batch.pinned() if pinned else batch, n_targets)
 
 
 class LanguageModelling:
@@ -30,15 +46,19 @@ class LanguageModelling:
     ) -> None:
         self.model = model
         self._loader, self._batch_size = loader, batch_size
-        self._micro_batch_size = micro_batch_size or batch_size
         self._compute_dtype = compute_dtype
+        device = model.embed_tokens.weight.device
+        size = micro_batch_size or batch_size
+        # A function of its own: a method would tie the model into a cycle, which outlives its use.
+        draw = partial(_draw, loader, batch_size, size, device.type == "cuda")
+        self._ahead = Ahead(draw, batch_size, device)
 
     def accumulate(self, position: int) -> StepMetrics:
-        size = self._micro_batch_size
-        starts = range(position, position + self._batch_size, size)
-        batches = [self._loader.batch(start, size) for start in starts]
         metrics = accumulate_gradients(
-            self.model, batches, compute_dtype=self._compute_dtype, loops=self.loops(position)
+            self.model,
+            self._ahead.take(position),
+            compute_dtype=self._compute_dtype,
+            loops=self.loops(position),
         )
         return metrics._replace(n_examples=self._batch_size)
 
@@ -58,10 +78,21 @@ class LanguageModelling:
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         assert not tensors, "a position is all that language modelling goes on from"
 
+    def close(self) -> None:
+        self._ahead.close()
+
+
+def _draw(
+    loader: Loader, batch_size: int, size: int, pinned: bool, position: int
+) -> list[MicroBatch]:
+    """An update's micro-batches of `size`; a pure function of the position."""
+    starts = range(position, position + batch_size, size)
+    return [MicroBatch.of(loader.batch(start, size), pinned=pinned) for start in starts]
+
 
 def accumulate_gradients(
     model: LanguageModel,
-    micro_batches: Sequence[Batch],
+    micro_batches: Sequence[Batch | MicroBatch],
     *,
     compute_dtype: torch.dtype | None = None,
     trunk: Callable[..., Trunk] | None = None,
@@ -80,15 +111,15 @@ def accumulate_gradients(
         loops = typical_loops(recursion)
     arguments = () if loops is None else (loops,)
     device = model.embed_tokens.weight.device
-    counts = [batch.n_targets() for batch in micro_batches]  # on the CPU: nobody waits
-    n_targets = sum(counts)
+    ready = [b if isinstance(b, MicroBatch) else MicroBatch.of(b) for b in micro_batches]
+    n_targets = sum(micro.n_targets for micro in ready)
     loss_sum = torch.zeros((), device=device)
     aux_sum: Tensor | None = None
     layers: dict[str, dict[str, Tensor]] = {}
     figures: dict[str, Tensor] = {}
-    for batch, count in zip(micro_batches, counts, strict=True):
+    for micro in ready:
         phases.begin("forward")
-        batch = batch.to(device)
+        batch = micro.batch.to(device)
         with autocast(device, compute_dtype):
             out = run_trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments)
         nats = linear_cross_entropy(
@@ -104,7 +135,7 @@ def accumulate_gradients(
             for name, total in exits.figures.items():
                 figures[name] = figures.get(name, 0.0) + total / n_targets
         if out.aux_loss is not None:
-            aux = out.aux_loss * (count / n_targets)
+            aux = out.aux_loss * (micro.n_targets / n_targets)
             loss = loss + aux
             aux_sum = aux.detach() if aux_sum is None else aux_sum + aux.detach()
         phases.begin("backward")

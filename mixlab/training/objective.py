@@ -47,6 +47,10 @@ class Objective(Protocol):
         """Restore what `state_tensors` gave, bit for bit."""
         ...
 
+    def close(self) -> None:
+        """End what runs in the background; a later `accumulate` starts it again."""
+        ...
+
 
 def update(
     objective: Objective,

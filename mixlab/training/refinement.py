@@ -9,12 +9,14 @@ Shapes: B batch, L positions, D width of the states, N segments.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from mixlab.nn.recursion.halting import (
+    HaltingConfig,
     act_weights,
     continue_target,
     head_losses,
@@ -27,6 +29,7 @@ from mixlab.nn.recursion.refiner import Refiner, RefinerState, Segment
 from mixlab.ops.stablemax import label_nats
 from mixlab.training.language_modelling import autocast
 from mixlab.training.objective import StepMetrics, total_grad_norm
+from mixlab.training.prefetch import Ahead
 
 PAD = 0
 """The label of positions that nothing is asked of."""
@@ -75,10 +78,13 @@ class Refinement:
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model
-        self._stream, self._batch_size, self._seed = stream, batch_size, seed
+        self._batch_size = batch_size
         self._loss_type, self._compute_dtype = loss_type, compute_dtype
         self.carry: Carry | None = None  # None: every row waits for its first example
-        self._ahead: tuple[int, tuple] | None = None  # a position with its examples
+        self._device = model.embed_tokens.device
+        # A function of its own: a method would tie the model into a cycle, which outlives its use.
+        draw = partial(_draw, stream, model.cfg.halting, batch_size, seed, self._device)
+        self._ahead = Ahead(draw, batch_size, self._device)
 
     # --- the contract ---------------------------------------------------------------------------
 
@@ -89,7 +95,6 @@ class Refinement:
         result = self._segment_loss(carry)
         self._backward(result.loss.mean(), result.segment.aux_loss)
         self.carry, wants = self._next(carry, result)
-        self._look_ahead(position)
         figures = _figures(result, self.carry, wants)
         return self._metrics(result.lm_loss.mean(), result.segment.aux_loss, figures)
 
@@ -104,6 +109,9 @@ class Refinement:
         self.carry = None
         if tensors:
             self.carry = Carry(**{name: t.to(device, copy=True) for name, t in tensors.items()})
+
+    def close(self) -> None:
+        self._ahead.close()
 
     # --- one segment ----------------------------------------------------------------------------
 
@@ -123,12 +131,10 @@ class Refinement:
     def fresh(self, position: int) -> Carry:
         """Rows that have just taken the examples from `position` on."""
         model, n = self.model, self._batch_size
-        device = model.embed_tokens.device
-        inputs, labels, given = (
-            torch.from_numpy(array).to(device) for array in self._examples(position)
+        device = self._device
+        inputs, labels, given, least = (
+            tensor.to(device, non_blocking=True) for tensor in self._ahead.take(position)
         )
-        generator = torch.Generator().manual_seed((self._seed << 31) ^ position)
-        least = least_steps(model.cfg.halting, n, generator).to(device)
         inputs = inputs.long()
         with torch.no_grad():
             state = model.initial_state(inputs)
@@ -144,18 +150,6 @@ class Refinement:
             labels.long(),
             given,
         )
-
-    def _examples(self, position: int) -> tuple:
-        """The batch at `position`, which may have been made while the device was busy."""
-        if self._ahead is not None and self._ahead[0] == position:
-            return self._ahead[1]
-        return self._stream.batch(position, self._batch_size)
-
-    def _look_ahead(self, position: int) -> None:
-        """Make the next batch now, where the device still works on this one."""
-        if self.model.embed_tokens.device.type != "cpu":
-            after = position + self._batch_size
-            self._ahead = (after, self._stream.batch(after, self._batch_size))
 
     def _segment_loss(self, carry: Carry) -> SegmentLoss:
         """Run one segment from the carry; nothing is added up yet."""
@@ -229,7 +223,6 @@ class Refinement:
             penalty = halting.ponder_weight * ponder_divergence(weights, halting.ponder_prior)
         aux_loss = None if aux_losses[0] is None else torch.stack(aux_losses).mean()
         self._backward((answer_loss + penalty).mean(), aux_loss)
-        self._look_ahead(position)
         steps = torch.arange(1, halting.halt_max_steps + 1, device=logits.device)
         last = results[-1]
         figures = {
@@ -257,6 +250,21 @@ class Refinement:
             n_examples=self._batch_size,
             figures=figures,
         )
+
+
+def _draw(
+    stream: Stream,
+    halting: HaltingConfig,
+    n: int,
+    seed: int,
+    device: torch.device,
+    position: int,
+) -> list[Tensor]:
+    """inputs, labels, given and least steps of `n` examples, on the CPU."""
+    made = [torch.from_numpy(array) for array in stream.batch(position, n)]
+    generator = torch.Generator().manual_seed((seed << 31) ^ position)
+    made.append(least_steps(halting, n, generator))
+    return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
 
 
 def explicit_loop(objective: Refinement, position: int, n_steps: int) -> Iterator[SegmentLoss]:
