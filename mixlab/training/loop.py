@@ -16,6 +16,7 @@ from mixlab.training.config import CheckpointConfig, EvalConfig, TrainConfig
 from mixlab.training.ema import Ema
 from mixlab.training.meters import Throughput, mfu
 from mixlab.training.objective import Objective, StepMetrics, update
+from mixlab.training.readings import Reading
 from mixlab.training.schedule import lr_factor
 
 Row = dict[str, Any]
@@ -106,7 +107,7 @@ def train(
     is_on_cpu = next(model.parameters()).device.type == "cpu"
     start_s = clock() - progress.elapsed_s
     meter = Throughput(clock=clock)
-    pending: tuple[int, StepMetrics] | None = None
+    pending: tuple[float, StepMetrics, Reading] | None = None
 
     def now(progress: Progress) -> Progress:
         return replace(progress, elapsed_s=clock() - start_s)
@@ -138,7 +139,7 @@ def train(
             tokens=progress.tokens + metrics.n_targets,
         )
         progress = now(progress)
-        pending = (factor, metrics)
+        pending = (factor, metrics, Reading(metrics))
 
         is_last = progress.step == plan.n_steps
         wants_stop = is_stop_requested()
@@ -186,9 +187,11 @@ def _record(
     progress: Progress,
     factor: float,
     metrics: StepMetrics,
+    reading: Reading,
 ) -> None:
     """Read the figures of the update that led to `progress`, judge them, write them down."""
-    loss, grad_norm = float(metrics.loss_nats), float(metrics.grad_norm)
+    found = reading.figures()
+    loss, grad_norm = found.loss_nats, found.grad_norm
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         raise NonFiniteLossError(
             f"step {progress.step}: the loss is {loss} and the gradient norm {grad_norm}, which "
@@ -209,14 +212,11 @@ def _record(
         n_computed = plan.n_computed(metrics.n_targets, metrics.n_examples)
         flops_per_target = plan.flops_per_token * n_computed / metrics.n_targets
         row["mfu"] = mfu(rate, flops_per_target, plan.peak_flops)
-    if metrics.aux_loss is not None:
-        row["aux_loss"] = float(metrics.aux_loss)
-    row.update({name: float(value) for name, value in metrics.figures.items()})
-    if metrics.layers:
-        row["layers"] = {
-            layer: {name: value.tolist() for name, value in figures.items()}
-            for layer, figures in metrics.layers.items()
-        }
+    if found.aux_loss is not None:
+        row["aux_loss"] = found.aux_loss
+    row.update(found.figures)
+    if found.layers:
+        row["layers"] = found.layers
     recorder.metrics(row)
 
 
