@@ -287,15 +287,26 @@ def test_kernel_choice_on_a_gpu(monkeypatch):
     from mixlab.ops.gated_delta_rule import kernels
 
     cuda, half = torch.device("cuda"), torch.bfloat16
-    monkeypatch.setattr(kernels, "_is_installed", lambda package: True)
+    monkeypatch.setattr(kernels, "INSTALLED", {"fla", "flash_qla", "tilelang"})
+    monkeypatch.setattr(kernels, "TRITON", (3, 6, 0))
+    monkeypatch.setattr(kernels, "_capability", lambda device: 9)
     assert pick_backend("auto", cuda, half, k_dim=64, v_dim=64) == "fla"
     assert pick_backend("auto", cuda, torch.float32, k_dim=64, v_dim=64) == "chunked"
+    assert pick_backend("auto", cuda, half, k_dim=128, v_dim=128) == "flash_qla"
+    assert pick_backend("auto", cuda, half, k_dim=128, v_dim=128, b_max=2.0) == "fla"
     assert pick_backend("flash_qla", cuda, half, k_dim=128, v_dim=128) == "flash_qla"
+    with pytest.raises(BackendError, match="step sizes up to 1"):
+        pick_backend("flash_qla", cuda, half, k_dim=128, v_dim=128, b_max=2.0)
     with pytest.raises(BackendError, match="heads of 128 only"):
         pick_backend("flash_qla", cuda, half, k_dim=64, v_dim=128)
     with pytest.raises(BackendError, match="float64"):
         pick_backend("fla", cuda, torch.float64, k_dim=64, v_dim=64)
-    monkeypatch.setattr(kernels, "_is_installed", lambda package: False)
+    monkeypatch.setattr(kernels, "INSTALLED", {"fla", "flash_qla"})
+    with pytest.raises(BackendError, match="install tilelang"):
+        pick_backend("fla", cuda, half, k_dim=64, v_dim=64)
+    monkeypatch.setattr(kernels, "TRITON", (3, 7, 1))
+    assert pick_backend("fla", cuda, half, k_dim=64, v_dim=64) == "fla"
+    monkeypatch.setattr(kernels, "INSTALLED", frozenset())
     with pytest.raises(BackendError, match="not installed"):
         pick_backend("fla", cuda, half, k_dim=64, v_dim=64)
     assert pick_backend("auto", cuda, half, k_dim=64, v_dim=64) == "chunked"

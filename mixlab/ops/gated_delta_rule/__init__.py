@@ -17,19 +17,22 @@ from torch import Tensor
 
 from mixlab.core.errors import BackendError
 from mixlab.ops.gated_delta_rule.chunked import run_chunked
-from mixlab.ops.gated_delta_rule.kernels import obstacle, run_fla, run_flash_qla
+from mixlab.ops.gated_delta_rule.kernel_ops import run_kernel
+from mixlab.ops.gated_delta_rule.kernels import fla_step, obstacle
 from mixlab.ops.gated_delta_rule.recurrent import run_recurrent
 from mixlab.ops.packing import Packing
 
 Backend = Literal["recurrent", "chunked", "fla", "flash_qla"]
 """`recurrent` is the definition, token by token; `chunked` is plain PyTorch in matrix form; `fla`
-is the Triton kernel of flash-linear-attention, which itself hands over to FlashQLA where that is
-installed and fits; `flash_qla` calls FlashQLA and nothing else."""
+has the Triton kernels of flash-linear-attention, `flash_qla` the kernels of FlashQLA."""
+
+KERNELS: tuple[Backend, ...] = ("flash_qla", "fla")
+"""Those for GPUs, the fastest first."""
 
 
 class DeltaRuleOutput(NamedTuple):
     o: Tensor  # (B, T, H, V), dtype of `v`
-    state: Tensor | None  # (B, H, K, V), float32 or wider; None for packed rows
+    state: Tensor | None  # (B, H, K, V), float32 or wider; None for packed rows, or if not wanted
 
 
 def gated_delta_rule(
@@ -42,13 +45,15 @@ def gated_delta_rule(
     state: Tensor | None,  # (B, H, K, V), or None at the start of a document
     packing: Packing | None = None,
     normalize_qk: bool = False,
+    final_state: bool = True,
     backend: Backend,
 ) -> DeltaRuleOutput:
     """Run the rule over T tokens with exactly the named backend.
 
     `normalize_qk` divides queries and keys by their length first, sqrt(sum of squares + 1e-6).
     `packing` starts every document from a zero state; packed rows are never continued, so it
-    excludes a state. Second derivatives exist for `recurrent` only.
+    excludes a state. Without `final_state` the state after the last token is not handed out, which
+    spares the kernels its memory. Second derivatives exist for `recurrent` only.
 
     Raises:
         BackendError: the named backend cannot run on these inputs.
@@ -62,17 +67,23 @@ def gated_delta_rule(
         o, state = run_chunked(*inputs)
     else:
         pick_backend(backend, q.device, q.dtype, k_dim=k.shape[-1], v_dim=v.shape[-1])
-        o, state = (run_fla if backend == "fla" else run_flash_qla)(*inputs)
-    return DeltaRuleOutput(o, None if packing is not None else state)
+        is_step = q.shape[1] == 1 and packing is None and not torch.is_grad_enabled()
+        if is_step and backend == "fla":
+            o, state = fla_step(q, k, v, log_a, b, state, normalize_qk)
+        else:
+            o, state = run_kernel(backend, *inputs, final_state and packing is None)
+    return DeltaRuleOutput(o, state if final_state and packing is None else None)
 
 
 def pick_backend(
-    requested: str, device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int
-) -> Backend:
+    requested: str, device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int,
+    b_max: float = 1.0,
+) -> Backend:  # fmt: skip
     """Settle "auto" for inputs of this kind, and refuse what cannot run.
 
-    "auto" is `fla` on a CUDA device for half-precision inputs where it is installed, else
-    `chunked`. A backend asked for by name is that one or an error.
+    "auto" for half-precision inputs on a CUDA device is the first of `usable_backends`, else
+    `chunked`. A backend asked for by name is that one or an error. `b_max` is the largest step
+    size that may come.
 
     Raises:
         BackendError: `requested` cannot run on such inputs; the message says why.
@@ -80,12 +91,21 @@ def pick_backend(
     if requested in ("recurrent", "chunked"):
         return requested
     if requested == "auto":
-        is_half = dtype in (torch.bfloat16, torch.float16)
-        return "fla" if is_half and not obstacle("fla", device, dtype, k_dim, v_dim) else "chunked"
-    reason = obstacle(requested, device, dtype, k_dim, v_dim)
+        if dtype not in (torch.bfloat16, torch.float16):
+            return "chunked"
+        return usable_backends(device, dtype, k_dim=k_dim, v_dim=v_dim, b_max=b_max)[0]
+    reason = obstacle(requested, device, dtype, k_dim, v_dim, b_max)
     if reason:
         raise BackendError(
             f"gated_delta_rule: backend {requested!r} cannot run: {reason}. "
             "backend 'chunked' runs everywhere, and 'auto' takes the fastest one that fits."
         )
     return requested
+
+
+def usable_backends(
+    device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int, b_max: float = 1.0
+) -> list[Backend]:
+    """The backends in matrix form that can take such inputs, in order of preference."""
+    able = [name for name in KERNELS if not obstacle(name, device, dtype, k_dim, v_dim, b_max)]
+    return [*able, "chunked"]
