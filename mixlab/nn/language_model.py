@@ -17,6 +17,7 @@ from mixlab.nn.norm import RMSNorm
 from mixlab.nn.pattern import Pattern
 from mixlab.nn.recursion.loop_pass import LoopedState, Loops, LoopTrace, Stack
 from mixlab.nn.recursion.looped import Looped, LoopedConfig
+from mixlab.nn.rotary import RotaryAngles
 from mixlab.ops.packing import Packing
 
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
@@ -89,6 +90,12 @@ class LanguageModelConfig(Config):
             )  # fmt: skip
         return self
 
+    def windows(self, seq_len: int) -> set[int | None]:
+        """The windows of the attention layers, None for those that see rows of `seq_len` whole."""
+        mixers = [block.sequence_mixer for block in self.blocks.values()]
+        found = [getattr(mixer, "window", None) for mixer in mixers if mixer.reads_both_ways]
+        return {None if w is None or w >= seq_len else w for w in found}
+
     def layers(self) -> list[str]:
         """The block name of every layer."""
         if self.pattern is None:
@@ -130,6 +137,7 @@ class LanguageModel(nn.Module):
         if self.lm_head is not None:  # as an embedding, so that training begins near uniform
             nn.init.normal_(self.lm_head.weight, std=0.02)
         self._scale_residual_writers()
+        self._rotary = [part for part in self.modules() if isinstance(part, RotaryAngles)]
 
     @torch.no_grad()
     def _scale_residual_writers(self) -> None:
@@ -172,6 +180,7 @@ class LanguageModel(nn.Module):
         `loops` says how often a looped model loops; absent, as often as it was trained to.
         """
         x = self.embed(tokens)
+        self._prepare(tokens, packing)
         if self.recursion is not None:
             stack = Stack(self.blocks)
             out = self.recursion(
@@ -191,6 +200,13 @@ class LanguageModel(nn.Module):
             if out.metrics:
                 metrics[f"layer_{i:02d}"] = out.metrics
         return Trunk(self.norm(x), None if state is None else new_state, aux_loss, metrics)
+
+    def _prepare(self, tokens: Tensor, packing: Packing | None) -> None:
+        """What blocks read and compiled blocks must not make: angles, and forms of new shapes."""
+        for angles in self._rotary:
+            angles.grow(tokens.shape[1])
+        if packing is not None:
+            packing.prepare(self.cfg.windows(tokens.shape[1]))
 
     def update_balance(self) -> None:
         """Let routers rebalance; to be called once after every optimizer update."""

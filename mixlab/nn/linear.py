@@ -1,6 +1,7 @@
 """Linear layer and embedding with their initial weights."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,3 +26,17 @@ class Embedding(nn.Embedding):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return super().forward(tokens)  # (B, T) -> (B, T, D)
+
+
+def project_together(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """`layers` applied to the same x; on a GPU as one wide product.
+
+    There one product is faster than several narrow ones, and so is the gradient of x, which is
+    then one product as well instead of a sum of several. The layers have all a bias or none.
+    """
+    if x.device.type != "cuda":
+        return tuple(layer(x) for layer in layers)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    y = F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
+    return y.split([layer.out_features for layer in layers], dim=-1)

@@ -34,7 +34,7 @@ def latent_attention(
     scale: float,
     packing: Packing | None = None,
     backend: Backend = "expanded",
-    attention_backend: AttentionBackend = "sdpa",
+    attention_backend: AttentionBackend = "auto",
 ) -> Tensor:
     """(B, T, H, V), causal. `attention_backend` is the kernel that `expanded` ends in."""
     n_heads, nope = q_nope.shape[-2:]

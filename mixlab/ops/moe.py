@@ -150,7 +150,7 @@ def _grouped(
     ends = count_tokens(indices, up.shape[0]).cumsum(0)  # (E,)
     if x.device.type != "cuda" or x.dtype != torch.bfloat16:
         sorted_weights = weights.flatten()[order]
-        y = _InTurn.apply(x, sorted_weights, up, down, order // k, ends.tolist(), activation)
+        y, _ = _in_turn(x, sorted_weights, up, down, order // k, ends, activation)
         return y.to(x.dtype)
     place = torch.empty_like(order)  # (M,), the inverse of `order`
     place[order] = torch.arange(order.numel(), device=order.device)
@@ -192,52 +192,78 @@ class _Spread(torch.autograd.Function):
         return (grad.unflatten(0, (-1, ctx.k)).sum(dim=1) if ctx.k > 1 else grad), None, None, None
 
 
-class _InTurn(torch.autograd.Function):
-    """One expert after the other over sorted rows, keeping only the rows' first product.
+# One expert after the other over sorted rows, keeping only the rows' first product.
+#
+# Temporaries are those of one expert, and gradients of the weights are written in place: on a CPU,
+# touching fresh memory costs as much as many of the products. A token takes an expert once, so the
+# rows that an expert adds are distinct and the sums come out the same on every run. As ops of
+# their own, they can read the numbers of rows without cutting a compiled graph in two.
 
-    Temporaries are those of one expert, and gradients of the weights are written in place: on a
-    CPU, touching fresh memory costs as much as many of the products. A token takes an expert once,
-    so the rows that an expert adds are distinct and the sums come out the same on every run.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,  # (N, D)
-        weights: Tensor,  # (M,), sorted by expert, as are the rows of `tokens`
-        up: Tensor,
-        down: Tensor,
-        tokens: Tensor,  # (M,) int64
-        ends: list[int],
-        activation: Activation,
-    ) -> Tensor:
-        h = x.new_empty(tokens.shape[0], up.shape[1])
-        y = torch.zeros_like(x, dtype=at_least_float32(x[:0]).dtype)
-        for e, rows in _slices(ends):
-            torch.mm(x[tokens[rows]], up[e].T, out=h[rows])
-            out = at_least_float32(_activate(h[rows], activation) @ down[e].T)
-            y.index_add_(0, tokens[rows], out * weights[rows, None])
-        ctx.save_for_backward(x, weights, up, down, tokens, h)
-        ctx.ends, ctx.activation = ends, activation
-        return y
+@torch.library.custom_op("mixlab::experts_in_turn", mutates_args=())
+def _in_turn(
+    x: Tensor,  # (N, D)
+    weights: Tensor,  # (M,), sorted by expert, as are the rows of `tokens`
+    up: Tensor,
+    down: Tensor,
+    tokens: Tensor,  # (M,) int64
+    ends: Tensor,  # (E,) int64
+    activation: str,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sums (N, D), float32 or wider, and the rows' first product (M, F)."""
+    h = x.new_empty(tokens.shape[0], up.shape[1])
+    y = torch.zeros_like(x, dtype=at_least_float32(x[:0]).dtype)
+    for e, rows in _slices(ends.tolist()):
+        torch.mm(x[tokens[rows]], up[e].T, out=h[rows])
+        out = at_least_float32(_activate(h[rows], activation) @ down[e].T)
+        y.index_add_(0, tokens[rows], out * weights[rows, None])
+    return y, h
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor):
-        x, weights, up, down, tokens, h = ctx.saved_tensors
-        dx, dweights = torch.zeros_like(grad), torch.empty_like(weights)
-        dup, ddown = torch.empty_like(up), torch.empty_like(down)
-        for e, rows in _slices(ctx.ends):
-            token, weight = tokens[rows], weights[rows, None]
-            g, a = grad[token], _activate(h[rows], ctx.activation)
-            # The output is weight * down @ a, so one product serves the weight and a alike.
-            da = g.to(x.dtype) @ down[e]
-            dweights[rows] = torch.linalg.vecdot(at_least_float32(da), at_least_float32(a))
-            torch.mm((g * weight).to(x.dtype).T, a, out=ddown[e])  # zeros without any row
-            dh = _activate_backward((da * weight).to(x.dtype), h[rows], ctx.activation)
-            torch.mm(dh.T, x[token], out=dup[e])
-            dx.index_add_(0, token, (dh @ up[e]).to(dx.dtype))
-        return dx.to(x.dtype), dweights, dup, ddown, None, None, None
+
+@_in_turn.register_fake
+def _(x, weights, up, down, tokens, ends, activation):
+    h = x.new_empty(tokens.shape[0], up.shape[1])
+    return torch.empty_like(x, dtype=at_least_float32(x[:0]).dtype), h
+
+
+@torch.library.custom_op("mixlab::experts_in_turn_backward", mutates_args=())
+def _in_turn_backward(
+    grad: Tensor, x: Tensor, weights: Tensor, up: Tensor, down: Tensor, tokens: Tensor,
+    ends: Tensor, h: Tensor, activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, weights, up and down."""
+    dx, dweights = torch.zeros_like(grad), torch.empty_like(weights)
+    dup, ddown = torch.empty_like(up), torch.empty_like(down)
+    for e, rows in _slices(ends.tolist()):
+        token, weight = tokens[rows], weights[rows, None]
+        g, a = grad[token], _activate(h[rows], activation)
+        # The output is weight * down @ a, so one product serves the weight and a alike.
+        da = g.to(x.dtype) @ down[e]
+        dweights[rows] = torch.linalg.vecdot(at_least_float32(da), at_least_float32(a))
+        torch.mm((g * weight).to(x.dtype).T, a, out=ddown[e])  # zeros without any row
+        dh = _activate_backward((da * weight).to(x.dtype), h[rows], activation)
+        torch.mm(dh.T, x[token], out=dup[e])
+        dx.index_add_(0, token, (dh @ up[e]).to(dx.dtype))
+    return dx.to(x.dtype), dweights, dup, ddown
+
+
+@_in_turn_backward.register_fake
+def _(grad, x, weights, up, down, tokens, ends, h, activation):
+    return tuple(torch.empty_like(part) for part in (x, weights, up, down))
+
+
+def _keep_in_turn(ctx, inputs, output):
+    *saved, ctx.activation = inputs
+    ctx.save_for_backward(*saved, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _in_turn_gradient(ctx, grad, _):
+    grads = _in_turn_backward(grad.contiguous(), *ctx.saved_tensors, ctx.activation)
+    return *grads, None, None, None
+
+
+_in_turn.register_autograd(_in_turn_gradient, setup_context=_keep_in_turn)
 
 
 def _activate_backward(da: Tensor, h: Tensor, activation: Activation) -> Tensor:

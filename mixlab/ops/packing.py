@@ -4,27 +4,67 @@ Several documents may share one row of a batch. Nothing may flow from one to the
 is masked and recurrent state is reset where a document ends.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 
 class Packing:
-    """Document numbers of every token of a batch, with derived forms computed once and kept.
+    """Document numbers of every token of a batch, with the forms that kernels take.
 
     `ids` is (B, T), integer, non-decreasing along T; equal neighbours are of one document.
     `prefix` is (B, T) bool: tokens of a prompt, which stand at the head of their document and see
     each other both ways (prefix-LM [arXiv:1910.10683]). Only attention can do that.
+
+    Everything but the masks is worked out at once, so that compiled code meets plain tensors. The
+    number of documents depends on the data: made from tensors on a GPU, this waits for the device,
+    and made on the CPU and moved with `to`, it does not.
+
+    Attributes:
+        position: (B, T) int32, tokens of the same document before each token in its row.
+        cu_seqlens: (n_documents + 1,) int32, offsets into the flattened (B * T) tokens.
+        cu_seqlens_cpu: the same on the CPU, for kernels that plan their work there.
+        is_whole: every row is a single document.
+        chunk_indices, chunk_offsets: see `chunk_table`, on the device.
     """
 
     def __init__(self, ids: Tensor, prefix: Tensor | None = None) -> None:
         self.ids, self.prefix = ids, prefix
+        n_rows, n_tokens = ids.shape
+        starts = self.is_start()
+        index = torch.arange(n_tokens, device=ids.device, dtype=torch.int32).expand_as(ids)
+        first = torch.where(starts, index, 0).cummax(dim=1).values
+        self.position = (index - first).to(torch.int32)
+        flat = starts.flatten().nonzero().flatten()
+        end = flat.new_full((1,), ids.numel())
+        self.cu_seqlens = torch.cat([flat, end]).to(torch.int32)
+        self.cu_seqlens_cpu = self.cu_seqlens.cpu()
+        self.is_whole = len(flat) == n_rows
+        table = chunk_table(self.cu_seqlens_cpu)
+        self.chunk_indices, self.chunk_offsets = (x.to(ids.device) for x in table)
         self._masks: dict[int | None, Tensor] = {}
-        self._cu_seqlens: Tensor | None = None
 
     @classmethod
     def whole_prefix(cls, tokens: Tensor) -> "Packing":
         """Prompts alone, (B, T), each read both ways: for the first call of a prefix-LM."""
         return cls(torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
+
+    def to(self, device: torch.device) -> "Packing":
+        """The same on `device`; from the CPU to a GPU without waiting for the copies."""
+        if self.ids.device == device:
+            return self
+        moved = object.__new__(Packing)
+        tables = ("cu_seqlens", "chunk_indices", "chunk_offsets")
+        for name in ("ids", "prefix", "position", *tables):
+            part = getattr(self, name)
+            if part is not None and device.type == "cuda":
+                part = part.pin_memory().to(device, non_blocking=True)
+            elif part is not None:
+                part = part.to(device)
+            setattr(moved, name, part)
+        moved.cu_seqlens_cpu, moved.is_whole, moved._masks = self.cu_seqlens_cpu, self.is_whole, {}
+        return moved
 
     def is_start(self) -> Tensor:
         """(B, T) bool, true at the first token of a document; column 0 is always a start."""
@@ -32,27 +72,21 @@ class Packing:
         starts[:, 1:] = self.ids[:, 1:] != self.ids[:, :-1]
         return starts
 
-    def position_in_document(self) -> Tensor:
-        """(B, T) int64, how many tokens of the same document stand before each token in its row."""
-        index = torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids)
-        start_index = torch.where(self.is_start(), index, 0).cummax(dim=1).values
-        return index - start_index
+    def prepare(self, windows: Iterable[int | None]) -> None:
+        """Make the masks of these windows now, where attention will ask for them.
 
-    def cu_seqlens(self) -> Tensor:
-        """(n_documents + 1,) int32 offsets into the flattened (B * T) tokens.
-
-        The length depends on the data, so on a GPU this waits for the device; kept after that.
+        Compiled code would make them itself, once in every layer. Kernels on a GPU read
+        `cu_seqlens`, except for prompts that are read both ways.
         """
-        if self._cu_seqlens is None:
-            flat = self.is_start().flatten().nonzero().flatten()
-            end = flat.new_full((1,), self.ids.numel())
-            self._cu_seqlens = torch.cat([flat, end]).to(torch.int32)
-        return self._cu_seqlens
+        if self.ids.device.type == "cpu" or self.prefix is not None:
+            for window in windows:
+                self.mask(window)
 
     def mask(self, window: int | None = None) -> Tensor:
         """(B, 1, T, T) bool, true where query t may look at key s: causal, same document, near.
 
-        Within a prefix, s may also come after t, as near as it may come before.
+        Within a prefix, s may also come after t, as near as it may come before. Made at the first
+        call for a window, and kept.
         """
         if window not in self._masks:
             same = self.ids[:, None, :, None] == self.ids[:, None, None, :]
@@ -62,6 +96,20 @@ class Packing:
                 seen = seen | (both & seen.mT)
             self._masks[window] = same & seen
         return self._masks[window]
+
+
+def chunk_table(cu_seqlens: Tensor, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Documents cut into chunks of `size` tokens, the last of each shorter; both int32.
+
+    Returns which document each chunk is of and which one within it, (n_chunks, 2), and the first
+    chunk of each document and the end, (n_documents + 1,).
+    """
+    counts = (cu_seqlens.diff() + size - 1) // size
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+    document = torch.arange(len(counts), dtype=torch.int32, device=counts.device)
+    document = document.repeat_interleave(counts)
+    index = torch.arange(len(document), dtype=torch.int32, device=counts.device)
+    return torch.stack([document, index - offsets[document]], dim=1), offsets
 
 
 def causal_mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:

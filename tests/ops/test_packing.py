@@ -14,9 +14,9 @@ def test_forms_by_hand():
         [True, False, True, False, False, True],
         [True, False, False, False, True, False],
     ]
-    assert packing.position_in_document().tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 0, 1]]
-    assert packing.cu_seqlens().tolist() == [0, 2, 5, 6, 10, 12]
-    assert packing.cu_seqlens().dtype == torch.int32
+    assert packing.position.tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 3, 0, 1]]
+    assert packing.cu_seqlens.tolist() == [0, 2, 5, 6, 10, 12]
+    assert packing.cu_seqlens.dtype == torch.int32
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 10])

@@ -96,7 +96,7 @@ class MLAStep(SequenceStep):
     @staticmethod
     def fits(mixer: MLA) -> bool:
         """Not where a config asks by name for another way."""
-        return mixer.cfg.decode_backend == "absorbed" and mixer.cfg.backend == "sdpa"
+        return mixer.cfg.decode_backend == "absorbed" and mixer.cfg.backend != "reference"
 
     def new_cache(self) -> LatentCache:
         return LatentCache(self.empty, self.cfg.kv_lora_rank, self.cfg.qk_rope_head_dim)

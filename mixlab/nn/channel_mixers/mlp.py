@@ -11,7 +11,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from mixlab.nn.channel_mixers.base import ChannelMixer, ChannelMixerConfig, ChannelOutput
-from mixlab.nn.linear import Linear
+from mixlab.nn.linear import Linear, project_together
 from mixlab.ops.dtypes import autocast_once
 
 
@@ -45,5 +45,5 @@ class MLP(ChannelMixer):
         self.down_proj = Linear(cfg.d_ff, d_model)
 
     def forward(self, x: Tensor) -> ChannelOutput:
-        x = autocast_once(x)
-        return ChannelOutput(self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)), None, {})
+        gate, up = project_together(autocast_once(x), self.gate_proj, self.up_proj)
+        return ChannelOutput(self.down_proj(F.silu(gate) * up), None, {})

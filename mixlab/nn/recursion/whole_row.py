@@ -15,7 +15,9 @@ from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
 from mixlab.nn.sequence_mixers.attention import Attention, AttentionConfig
 from mixlab.nn.sequence_mixers.base import MixerOutput, SequenceMixer, SequenceMixerConfig
 from mixlab.nn.sequence_mixers.token_mlp import TokenMLP, TokenMLPConfig
+from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.packing import Packing
+from mixlab.ops.row_attention import obstacle, row_attention
 
 WHOLE_ROW_MIXERS: Registry[SequenceMixerConfig] = Registry(
     {**{name: SEQUENCE_MIXERS[name] for name in SEQUENCE_MIXERS}, "token_mlp": TokenMLPConfig}
@@ -37,16 +39,32 @@ class BothWays(SequenceMixer):
 
 
 class WholeRowAttention(Attention):
-    """Attention from every position to every other."""
+    """Attention from every position to every other; on a GPU in one kernel where rows are short."""
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self.cfg.bias or not x.is_cuda:
-            return super().project(x)
-        # One product with all three matrices: narrow ones leave a GPU half idle. Joining them
-        # anew costs little beside the many positions that they are used on.
-        projections = [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
-        widths = [len(weight) for weight in projections]
-        return F.linear(x, torch.cat(projections)).split(widths, dim=-1)
+    def forward(self, x: Tensor, state: None = None, packing: Packing | None = None) -> MixerOutput:
+        x = autocast_once(x)
+        if not self._fits_one_kernel(x):
+            return super().forward(x, state, packing)
+        weights = [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
+        qkv = F.linear(x, torch.cat(weights)).unflatten(-1, (3, self.cfg.n_heads, -1))
+        o = row_attention(
+            qkv, table=None if self.rotary is None else self.rotary(0, x),
+            scale=self.cfg.head_dim**-0.5, backend="triton",
+        )  # fmt: skip
+        return MixerOutput(self.o_proj(o.flatten(-2)), None)
+
+    def _fits_one_kernel(self, x: Tensor) -> bool:
+        cfg = self.cfg
+        is_plain = (
+            cfg.backend == "auto"
+            and cfg.kv_heads == cfg.n_heads
+            and cfg.rope_dim in (0, cfg.head_dim)
+            and cfg.qk_norm == "none"
+            and not cfg.output_gate
+            and not cfg.bias
+        )
+        found = obstacle(x.device, x.dtype, length=x.shape[1], head_dim=cfg.head_dim)
+        return is_plain and found is None
 
 
 def check_whole_row(cfg: SequenceMixerConfig, d_model: int) -> None:

@@ -14,8 +14,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from mixlab.core.errors import Rule
-from mixlab.nn.linear import Linear
+from mixlab.nn.linear import Linear, project_together
 from mixlab.nn.norm import RMSNorm
+from mixlab.nn.rotary import RotaryAngles
 from mixlab.nn.sequence_mixers.base import (
     SMALL_HEAD_DIM,
     MixerOutput,
@@ -23,9 +24,9 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixerConfig,
 )
 from mixlab.ops.attention import Backend, attention
-from mixlab.ops.dtypes import at_least_float32, autocast_once
+from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.packing import Packing
-from mixlab.ops.rope import RopeTable, apply_rope, rope_table
+from mixlab.ops.rope import apply_rope
 
 
 class AttentionConfig(SequenceMixerConfig):
@@ -53,8 +54,10 @@ class AttentionConfig(SequenceMixerConfig):
     """Biases on the query, key and value projections."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the QK-norm."""
-    backend: Backend = "sdpa"
-    """Kernel: PyTorch's fused attention, or the definition."""
+    backend: Backend = "auto"
+    """Kernel. `auto` is settled by the inputs: on a GPU FlashAttention, or cuDNN's for rows of one
+    document; else `sdpa`, PyTorch's own. `reference` is the definition. Any other than `auto` is
+    that one or an error."""
 
     @property
     def kv_heads(self) -> int:
@@ -148,15 +151,12 @@ class Attention(SequenceMixer):
     def __init__(
         self, cfg: AttentionConfig, d_model: int, *, causal: bool = True, length: int | None = None
     ) -> None:
-        """`length` is that of every row, where all rows have one: their angles are then kept, and
-        compiled code does not work them out anew for every element."""
+        """`length` is that of every row, where it is known."""
         super().__init__()
         self.cfg, self.causal = cfg, causal
-        self.has_angles = length is not None and cfg.rope_dim > 0
-        if self.has_angles:
-            table = rope_table(torch.arange(length), cfg.rope_dim, cfg.rope_theta, torch.float32)
-            self.register_buffer("cos", table.cos, persistent=False)
-            self.register_buffer("sin", table.sin, persistent=False)
+        self.rotary: RotaryAngles | None = None
+        if cfg.rope_dim:
+            self.rotary = RotaryAngles(cfg.rope_dim, cfg.rope_theta, length=length or 0)
         q_width, kv_width = cfg.n_heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
         self.q_proj = Linear(d_model, q_width, bias=cfg.bias)
         self.k_proj = Linear(d_model, kv_width, bias=cfg.bias)
@@ -191,8 +191,9 @@ class Attention(SequenceMixer):
             q, k = self.q_norm(q), self.k_norm(k)
 
         n_seen = 0 if state is None else state.n_seen
-        if cfg.rope_dim:
-            table = self._angles(n_seen, x)
+        if self.rotary is not None:
+            # Scores depend on distances only, so a packed row needs no restart of positions.
+            table = self.rotary(n_seen, x)
             q, k = apply_rope(q, table), apply_rope(k, table)
         if state is not None:
             k, v = torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1)  # (B, S, G, K)
@@ -210,13 +211,4 @@ class Attention(SequenceMixer):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H K), keys and values (B, T, G K) of x."""
-        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
-
-    def _angles(self, n_seen: int, x: Tensor) -> RopeTable:
-        """Of the positions of x (B, T, D), of which n_seen came before."""
-        dtype = at_least_float32(x[:0]).dtype
-        if self.has_angles and self.cos.dtype == dtype == torch.float32:  # not in float64 tests
-            return RopeTable(self.cos, self.sin)
-        # Scores depend on distances only, so a packed row needs no restart of positions.
-        positions = torch.arange(n_seen, n_seen + x.shape[1], device=x.device)
-        return rope_table(positions, self.cfg.rope_dim, self.cfg.rope_theta, dtype)
+        return project_together(x, self.q_proj, self.k_proj, self.v_proj)

@@ -17,6 +17,7 @@ from torch import Tensor
 from mixlab.core.errors import Rule
 from mixlab.nn.linear import Linear
 from mixlab.nn.norm import RMSNorm
+from mixlab.nn.rotary import RotaryAngles
 from mixlab.nn.sequence_mixers.attention import mean_keys
 from mixlab.nn.sequence_mixers.base import (
     SMALL_HEAD_DIM,
@@ -25,11 +26,11 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixerConfig,
 )
 from mixlab.ops.attention import Backend
-from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.latent_attention import Backend as LatentBackend
 from mixlab.ops.latent_attention import latent_attention
 from mixlab.ops.packing import Packing
-from mixlab.ops.rope import apply_rope, rope_table
+from mixlab.ops.rope import apply_rope
 
 
 class MLAConfig(SequenceMixerConfig):
@@ -55,8 +56,8 @@ class MLAConfig(SequenceMixerConfig):
     """Biases on the projections to the latents and on the output projection."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the norms on the latents; stock loaders assume the default."""
-    backend: Backend = "sdpa"
-    """Kernel of the attention over expanded keys: PyTorch's fused one, or the definition."""
+    backend: Backend = "auto"
+    """Kernel of the attention over expanded keys, as in the mixer `attention`."""
     decode_backend: LatentBackend = "absorbed"
     """How a single token attends to the state: `expanded` makes keys and values of all latents,
     `absorbed` folds the expansion into query and output. Several tokens at once always expand."""
@@ -144,6 +145,7 @@ class MLA(SequenceMixer):
             cfg.kv_lora_rank, cfg.n_heads * (cfg.qk_nope_head_dim + cfg.v_head_dim)
         )
         self.o_proj = Linear(cfg.n_heads * cfg.v_head_dim, d_model, bias=cfg.bias)
+        self.rotary = RotaryAngles(cfg.qk_rope_head_dim, cfg.rope_theta)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> MLAState:
         latent, rope = (
@@ -155,7 +157,7 @@ class MLA(SequenceMixer):
     def forward(
         self, x: Tensor, state: MLAState | None = None, packing: Packing | None = None
     ) -> MixerOutput:
-        cfg = self.cfg
+        cfg, x = self.cfg, autocast_once(x)
         if self.q_a_proj is None:
             q = self.q_proj(x)
         else:
@@ -169,11 +171,7 @@ class MLA(SequenceMixer):
         latent = self.kv_a_layernorm(latent)
 
         # Scores depend on distances only, so a packed row needs no restart of positions.
-        n_seen = 0 if state is None else state.latent.shape[1]
-        positions = torch.arange(n_seen, n_seen + x.shape[1], device=x.device)
-        table = rope_table(
-            positions, cfg.qk_rope_head_dim, cfg.rope_theta, at_least_float32(x[:0]).dtype
-        )
+        table = self.rotary(0 if state is None else state.latent.shape[1], x)
         q_rope = apply_rope(q_rope, table, "interleaved")
         k_rope = apply_rope(k_rope[:, :, None], table, "interleaved")[:, :, 0]  # one head for all
 

@@ -14,10 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixlab.core.errors import BackendError
+from mixlab.ops.attention.kernels import obstacle, run_cudnn, run_flash
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.packing import Packing, causal_mask
 
-Backend = Literal["sdpa", "reference"]
+Backend = Literal["auto", "sdpa", "flash", "cudnn", "reference"]
+"""`sdpa` is PyTorch's fused attention with a mask where one is needed; `flash` and `cudnn` are the
+GPU kernels of ops/attention/kernels.py; `reference` is the definition. `auto` is settled by the
+inputs, see `pick_backend`."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -30,15 +35,26 @@ def attention(
     scale: float,
     window: int | None = None,
     packing: Packing | None = None,
-    backend: Backend = "sdpa",
+    backend: Backend = "auto",
     causal: bool = True,
 ) -> Tensor:
     """(B, T, H, V): every query looks at itself and at earlier keys of its own document.
 
     `window` limits it to the last `window` keys, itself included. `packing` needs T == S.
     With `causal=False` every query looks at every key, later ones too; that takes neither.
+
+    Raises:
+        BackendError: the named backend cannot run on these inputs.
     """
     assert packing is None or q.shape[1] == k.shape[1], "packed rows are never continued"
+    if window is not None and window >= k.shape[1]:
+        window = None  # it limits nothing
+    if causal:
+        backend = pick_backend(backend, q, k, v, window, packing)
+        if backend == "flash":
+            return run_flash(q, k, v, scale, window, packing)
+        if backend == "cudnn":
+            return run_cudnn(q, k, v, scale)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, width)
     if not causal:
         assert window is None and packing is None, "whole rows have neither window nor documents"
@@ -47,14 +63,48 @@ def attention(
     return run(q, k, v, scale, window, packing).transpose(1, 2)
 
 
+def pick_backend(
+    requested: str, q: Tensor, k: Tensor, v: Tensor, window: int | None, packing: Packing | None
+) -> Backend:
+    """Settle "auto" for these inputs, and refuse what cannot run.
+
+    "auto" on a GPU in half precision is `cudnn` for rows of one document and `flash` for packed
+    ones; where neither fits, and everywhere else, `sdpa`. A backend asked for by name is that one
+    or an error.
+
+    Raises:
+        BackendError: `requested` cannot run on such inputs; the message says why.
+    """
+    if requested in ("sdpa", "reference"):
+        return requested
+    is_continued = q.shape[1] != k.shape[1]  # new tokens after those in a state
+    is_packed = packing is not None and not packing.is_whole
+    for name in ("cudnn", "flash") if requested == "auto" else (requested,):
+        reason = "the queries continue earlier tokens" if is_continued else obstacle(
+            name, q.device, q.dtype, k_dim=k.shape[-1], v_dim=v.shape[-1],
+            n_groups=q.shape[2] // k.shape[2], window=window,
+            is_packed=is_packed, has_prefix=packing is not None and packing.prefix is not None,
+        )  # fmt: skip
+        if reason is None:
+            return name
+    if requested == "auto":
+        return "sdpa"
+    raise BackendError(
+        f"attention: backend {requested!r} cannot run: {reason}. backend 'sdpa' runs everywhere, "
+        "and 'auto' takes the fastest one that fits."
+    )
+
+
 def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: Backend) -> Tensor:
     """Attention from every query to every key."""
     n_groups = q.shape[1] // k.shape[1]
     if n_groups > 1:
         k, v = k.repeat_interleave(n_groups, dim=1), v.repeat_interleave(n_groups, dim=1)
-    if backend == "sdpa" and not (q.device.type == "cpu" and q.dtype in _HALF):
+    if backend != "reference" and not (q.device.type == "cpu" and q.dtype in _HALF):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    if backend == "sdpa":  # the CPU's fused kernel goes back 4 to 10 times slower in half precision
+    if (
+        backend != "reference"
+    ):  # the CPU's fused kernel goes back 4 to 10 times slower in half precision
         scores = at_least_float32(q @ (scale * k).transpose(-1, -2))  # (B, H, T, S)
         return scores.softmax(dim=-1).to(v.dtype) @ v
     scores = scale * at_least_float32(q) @ at_least_float32(k).transpose(-1, -2)  # (B, H, T, S)
@@ -83,9 +133,8 @@ def _sdpa(
 ) -> Tensor:
     """PyTorch's fused kernels; without a mask tensor where plain causality is meant."""
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    sees_all = window is None or window >= n_keys
     mask: Tensor | None = None
-    if packing is not None or not sees_all or 1 < n_queries < n_keys:
+    if packing is not None or window is not None or 1 < n_queries < n_keys:
         mask = _mask(q, k, window, packing)
     n_groups = q.shape[1] // k.shape[1]
     if n_groups > 1:  # CPU kernels have no grouped form; expanding costs less than falling back
