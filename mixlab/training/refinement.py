@@ -27,6 +27,7 @@ from mixlab.nn.recursion.halting import (
 )
 from mixlab.nn.recursion.refiner import Refiner, RefinerState, Segment
 from mixlab.ops.stablemax import label_nats
+from mixlab.training import phases
 from mixlab.training.language_modelling import autocast
 from mixlab.training.objective import StepMetrics, total_grad_norm
 from mixlab.training.prefetch import Ahead
@@ -154,6 +155,7 @@ class Refinement:
     def _segment_loss(self, carry: Carry) -> SegmentLoss:
         """Run one segment from the carry; nothing is added up yet."""
         model, halting = self.model, self.model.cfg.halting
+        phases.begin("forward")
         with autocast(carry.z_H.device, self._compute_dtype):
             segment = model(self._begin(carry), carry.inputs)
         lm_loss = row_nats(segment.logits, carry.labels, self._loss_type)
@@ -236,6 +238,7 @@ class Refinement:
     # --- shared ---------------------------------------------------------------------------------
 
     def _backward(self, loss: Tensor, aux_loss: Tensor | None) -> None:
+        phases.begin("backward")
         (loss if aux_loss is None else loss + aux_loss).backward()
 
     def _metrics(
