@@ -60,7 +60,7 @@ def test_kernels_say_why_they_cannot_run(device, dtype, length, head_dim, reason
 
 def test_a_named_backend_that_cannot_run_is_an_error():
     qkv, table = example(7, 32, turns=True)
-    with pytest.raises(BackendError, match="'triton' cannot run.*'sdpa' runs everywhere"):
+    with pytest.raises(BackendError, match=r"'triton' cannot run.*'sdpa' runs everywhere"):
         row_attention(qkv, table=table, scale=1.0, backend="triton")
 
 

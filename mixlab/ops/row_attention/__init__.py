@@ -21,8 +21,8 @@ from mixlab.ops.attention import attention
 from mixlab.ops.rope import RopeTable, apply_rope
 
 Backend = Literal["reference", "sdpa", "triton"]
-"""`reference` is the definition, `sdpa` PyTorch's fused kernel after a turn of its own; `triton` has
-one kernel for both on a CUDA GPU."""
+"""`reference` is the definition, `sdpa` PyTorch's fused kernel after a turn of its own; `triton`
+has one kernel for both on a CUDA GPU."""
 
 MAX_LENGTH = 128
 """Positions of the longest row that one program of the Triton kernels can hold."""
