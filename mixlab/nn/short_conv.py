@@ -1,18 +1,23 @@
 """The short causal convolution as a module: one set of taps per channel, no bias."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from mixlab.ops.causal_conv import Backend, ConvOutput, causal_conv
+from mixlab.ops.causal_conv import Backend, ConvParts, causal_conv_parts
 from mixlab.ops.packing import Packing
 
 
 class ShortConv(nn.Module):
     """SiLU of a depthwise causal convolution with `size` taps; see ops/causal_conv.py."""
 
-    def __init__(self, n_channels: int, size: int, *, backend: Backend = "shift") -> None:
+    def __init__(
+        self, n_channels: int, size: int, *, backend: Backend | Literal["auto"] = "auto"
+    ) -> None:
         super().__init__()
-        self.backend: Backend = backend
+        self.backend = backend
         # The shape of a depthwise nn.Conv1d, so that weights move to and fro by name.
         self.weight = nn.Parameter(torch.empty(n_channels, 1, size))
         self.reset_parameters()
@@ -24,9 +29,14 @@ class ShortConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(
-        self, x: Tensor, tail: Tensor | None = None, packing: Packing | None = None
-    ) -> ConvOutput:
-        """(B, T, C) -> (B, T, C); `tail` (B, size - 1, C) is what came before x."""
-        return causal_conv(
-            x=x, weight=self.weight[:, 0], tail=tail, packing=packing, backend=self.backend
-        )
+        self,
+        x: Tensor,
+        widths: Sequence[int],
+        tail: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> ConvParts:
+        """(B, T, C) -> (B, T, width) each; `tail` (B, size - 1, C) is what came before x."""
+        return causal_conv_parts(
+            x=x, weight=self.weight.squeeze(1), widths=widths, tail=tail, packing=packing,
+            backend=self.backend,
+        )  # fmt: skip

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mixlab.ops import causal_conv as module
-from mixlab.ops.causal_conv import causal_conv
+from mixlab.core.errors import BackendError
+from mixlab.ops.causal_conv import causal_conv, causal_conv_parts, pick_backend, shift
 from mixlab.ops.packing import Packing
 
 BACKENDS = ["shift", "reference"]
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_finite_differences(is_packed, silu):
 @pytest.mark.parametrize("numbers", [1, 60, 10**9])
 def test_pieces_do_not_change_the_result(monkeypatch, numbers):
     """Pieces of 8 tokens, of some rows, and all at once; gradients included."""
-    monkeypatch.setattr(module, "CPU_NUMBERS", numbers)
+    monkeypatch.setattr(shift, "CPU_NUMBERS", numbers)
     ids = torch.tensor([[0] * 5 + [1] * 4 + [2] * 16, [0] * 8 + [1] * 17])
     found = {}
     for backend in BACKENDS:
@@ -113,3 +113,63 @@ def test_half_precision_is_summed_wide():
     assert got.dtype == torch.bfloat16
     # One rounding to bfloat16 (8 bits).
     torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=1e-5)
+
+
+def test_parts_are_the_whole_cut_apart():
+    """Values and gradients; a part that nobody uses counts as zero."""
+    ids = torch.tensor([[0] * 3 + [1] * 6, [0] * 9])
+    found = {}
+    for name in ("whole", "parts", "reference"):
+        x, weight = (z.requires_grad_() for z in make_inputs(9, n_channels=6))
+        inputs = {"x": x, "weight": weight, "packing": Packing(ids)}
+        if name == "whole":
+            parts = causal_conv(**inputs).y.split([1, 3, 2], dim=-1)
+        else:
+            backend = "reference" if name == "reference" else "auto"
+            parts, _ = causal_conv_parts(**inputs, widths=(1, 3, 2), backend=backend)
+            assert all(part.is_contiguous() for part in parts) or name == "reference"
+        (parts[0].sum() + parts[2].square().sum()).backward()
+        found[name] = (*parts, x.grad, weight.grad)
+    for name in ("parts", "reference"):
+        for got, want in zip(found[name], found["whole"], strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+def test_torch_compile_takes_it_whole():
+    """One graph, forward and backward, and what is not compiled gives the same."""
+
+    def run(x, weight):
+        return causal_conv_parts(x=2 * x, weight=weight, widths=(1, 2)).parts[1].sin().sum()
+
+    grads = []
+    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        x, weight = (z.requires_grad_() for z in make_inputs(9))
+        call(x, weight).backward()
+        grads.append((x.grad, weight.grad))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+
+
+def test_operators_keep_the_rules_of_pytorch():
+    x, weight = make_inputs(5, n_channels=4)
+    tail, reach = torch.ones(2, 3, 4).double(), torch.tensor([[0, 1, 0, 1, 2], [0, 0, 0, 1, 2]])
+    leaves = (x.requires_grad_(), weight.requires_grad_())
+    for given in ((*leaves, None, reach), (*leaves, tail.requires_grad_(), None)):
+        torch.library.opcheck(torch.ops.mixlab.causal_conv, (*given, True, [1, 3], "shift"))
+
+
+def test_a_named_backend_is_never_swapped(monkeypatch):
+    cpu, cuda, half = torch.device("cpu"), torch.device("cuda"), torch.bfloat16
+    assert pick_backend("auto", cpu, half, 4) == "shift"
+    with pytest.raises(BackendError, match="the device is 'cpu'"):
+        causal_conv(**dict(zip(("x", "weight"), make_inputs(3), strict=True)), backend="triton")
+    monkeypatch.setattr("mixlab.ops.causal_conv.HAS_TRITON", True)
+    assert pick_backend("auto", cuda, half, 4) == "triton"
+    assert pick_backend("shift", cuda, half, 4) == "shift"
+    assert pick_backend("auto", cuda, torch.float64, 4) == pick_backend("auto", cuda, half, 9)
+    with pytest.raises(BackendError, match="up to 8 taps"):
+        pick_backend("triton", cuda, half, 9)
+    monkeypatch.setattr("mixlab.ops.causal_conv.HAS_TRITON", False)
+    with pytest.raises(BackendError, match="'triton' is not installed"):
+        pick_backend("triton", cuda, half, 4)
+    assert pick_backend("auto", cuda, half, 4) == "shift"

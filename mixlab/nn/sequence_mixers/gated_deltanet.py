@@ -18,7 +18,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from mixlab.core.errors import Rule
-from mixlab.nn.linear import Linear
+from mixlab.nn.linear import Linear, project_together
 from mixlab.nn.norm import GatedRMSNorm, RMSNorm
 from mixlab.nn.sequence_mixers.base import (
     SMALL_HEAD_DIM,
@@ -27,7 +27,7 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixerConfig,
 )
 from mixlab.nn.short_conv import ShortConv
-from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.dtypes import at_least_float32, autocast_once
 from mixlab.ops.gated_delta_rule import Backend, gated_delta_rule, pick_backend
 from mixlab.ops.packing import Packing
 
@@ -58,6 +58,10 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
     backend: Literal["auto", "recurrent", "chunked", "fla", "flash_qla"] = "auto"
     """Kernel of the recurrence. `auto` is settled by device and dtype alone, see `backend_for`; any
     other is that one or an error. Decoding takes single tokens by the recurrence itself."""
+
+    conv_backend: Literal["auto", "shift", "triton", "reference"] = "auto"
+    """Kernel of the convolution: `triton` (NVIDIA GPU), `shift` (plain PyTorch) or `reference`, in
+    the same way."""
 
     @property
     def v_heads(self) -> int:
@@ -93,7 +97,10 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
         Raises:
             BackendError: the backend asked for by name cannot run there.
         """
-        return pick_backend(self.backend, device, dtype, k_dim=self.head_dim, v_dim=self.v_dim)
+        return pick_backend(
+            self.backend, device, dtype, k_dim=self.head_dim, v_dim=self.v_dim,
+            b_max=2.0 if self.allow_neg_eigval else 1.0,
+        )  # fmt: skip
 
     def shrunk(self, len_frac: float) -> "GatedDeltaNetConfig":
         heads = min(self.n_heads, 2)
@@ -152,7 +159,9 @@ class GatedDeltaNet(SequenceMixer):
         self.k_proj = Linear(d_model, qk_width)
         self.v_proj = Linear(d_model, v_width)
         self.b_proj = Linear(d_model, cfg.v_heads)
-        self.conv1d = ShortConv(cfg.conv_channels, cfg.conv_size) if cfg.conv_size else None
+        self.conv1d: ShortConv | None = None
+        if cfg.conv_size:
+            self.conv1d = ShortConv(cfg.conv_channels, cfg.conv_size, backend=cfg.conv_backend)
         self.a_proj: Linear | None = None
         if cfg.decay == "gated":
             self.a_proj = Linear(d_model, cfg.v_heads)
@@ -187,29 +196,30 @@ class GatedDeltaNet(SequenceMixer):
         state: GatedDeltaNetState | None = None,
         packing: Packing | None = None,
     ) -> MixerOutput:
-        cfg = self.cfg
+        cfg, x = self.cfg, autocast_once(x)
         tail, memory = (None, None) if state is None else state
         # One product for all three, so that the convolution's input needs no copying together.
         weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         qkv = F.linear(x, torch.cat(weights))  # (B, T, C)
-        if self.conv1d is None:
-            qkv = F.silu(qkv)
-        else:
-            qkv, tail = self.conv1d(qkv, tail, packing)
         qk_width = cfg.n_heads * cfg.head_dim
-        q, k, v = qkv.split([qk_width, qk_width, cfg.v_heads * cfg.v_dim], dim=-1)
+        widths = (qk_width, qk_width, cfg.v_heads * cfg.v_dim)
+        if self.conv1d is None:
+            q, k, v = F.silu(qkv).split(widths, dim=-1)
+        else:
+            (q, k, v), tail = self.conv1d(qkv, widths, tail, packing)
         v = v.unflatten(-1, (cfg.v_heads, cfg.v_dim))  # (B, T, H, V)
 
-        b = at_least_float32(self.b_proj(x)).sigmoid()  # (B, T, H)
+        log_a, b = self._gates(x)
         out = gated_delta_rule(
             q=q.unflatten(-1, (cfg.n_heads, cfg.head_dim)),  # (B, T, G, K)
             k=k.unflatten(-1, (cfg.n_heads, cfg.head_dim)),
             v=v,
-            log_a=self._log_decay(x, b),
-            b=2 * b if cfg.allow_neg_eigval else b,
+            log_a=log_a,
+            b=b,
             state=memory,
             packing=packing,
             normalize_qk=True,
+            final_state=state is not None,
             backend=self._backend(v, is_step=state is not None and x.shape[1] == 1),
         )
         if self.g_proj is None:
@@ -219,12 +229,22 @@ class GatedDeltaNet(SequenceMixer):
         y = self.o_proj(y.flatten(-2))  # (B, T, D)
         return MixerOutput(y, None if state is None else GatedDeltaNetState(tail, out.state))
 
-    def _log_decay(self, x: Tensor, b: Tensor) -> Tensor:
-        """(B, T, H); it adds up over thousands of tokens, so it is kept wide."""
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the decay and step size, (B, T, H) each.
+
+        The decay adds up over thousands of tokens, so both are kept wide.
+        """
         if self.a_proj is None:
-            return torch.zeros_like(b)
-        dt = F.softplus(at_least_float32(self.a_proj(x)) + self.dt_bias)
-        return -at_least_float32(self.A_log).exp() * dt
+            b, a = self.b_proj(x), None
+        else:
+            b, a = project_together(x, self.b_proj, self.a_proj)
+        b = at_least_float32(b).sigmoid()
+        if self.cfg.allow_neg_eigval:
+            b = 2 * b
+        if a is None:
+            return torch.zeros_like(b), b
+        dt = F.softplus(at_least_float32(a) + self.dt_bias)
+        return -at_least_float32(self.A_log).exp() * dt, b
 
     def _backend(self, v: Tensor, *, is_step: bool) -> Backend:
         backend = self.cfg.backend_for(v.device, v.dtype)

@@ -12,9 +12,11 @@ from mixlab.nn.short_conv import ShortConv
 class CentredConv(ShortConv):
     """Padded on both sides, as convolutions are by default: sees the next token."""
 
-    def forward(self, x, tail=None, packing=None):
-        y, tail = super().forward(x, tail, packing)
-        return torch.cat([y[:, 1:], F.silu(torch.zeros_like(y[:, :1]))], dim=1), tail
+    def forward(self, x, widths, tail=None, packing=None):
+        parts, tail = super().forward(x, widths, tail, packing)
+        end = F.silu(x.new_zeros(x.shape[0], 1, 1))
+        parts = [torch.cat([y[:, 1:], end.expand_as(y[:, :1])], dim=1) for y in parts]
+        return parts, tail
 
 
 class DroppedState(GatedDeltaNet):
@@ -36,8 +38,8 @@ class StateOverDocuments(GatedDeltaNet):
 class TailOverDocuments(ShortConv):
     """Only the convolution reaches back into the document before."""
 
-    def forward(self, x, tail=None, packing=None):
-        return super().forward(x, tail, None)
+    def forward(self, x, widths, tail=None, packing=None):
+        return super().forward(x, widths, tail, None)
 
 
 class CarriesOverBatches(GatedDeltaNet):
