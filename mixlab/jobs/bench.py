@@ -132,7 +132,7 @@ class Timing:
             name=config.name,
             device=describe(hardware.device),
             precision=hardware.precision,
-            compile=config.train.compile,
+            compile=hardware.compile,
             tokens_per_update=tokens,
             first_update_s=self._first_s,
             ms=[1000 * s for s in times],

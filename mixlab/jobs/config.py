@@ -139,6 +139,12 @@ class RefineRunConfig(Config):
     def _off_is_a_word(cls, value: object) -> object:
         return "off" if value is False else value  # YAML reads a bare `off` as false
 
+    @field_validator("train")
+    @classmethod
+    def _compiles_when_told(cls, train: TrainConfig) -> TrainConfig:
+        # Small refiners are trained in seconds: compiling pays in long runs only.
+        return train.model_copy(update={"compile": train.compile is True})
+
     @model_validator(mode="after")
     def _fits(self) -> "RefineRunConfig":
         task = self.data.task

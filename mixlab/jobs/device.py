@@ -1,6 +1,7 @@
 """What the hardware is and what follows from it: device, precision, matrix rate."""
 
 import time
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ class Hardware(NamedTuple):
 
     device: torch.device
     precision: str  # "fp32" or "bf16"
+    compile: bool = False
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -23,7 +25,7 @@ class Hardware(NamedTuple):
 
 
 def settle_hardware(cfg: TrainConfig) -> Hardware:
-    """Choose device and precision where the config says auto.
+    """Choose device, precision and whether to compile, where the config says auto.
 
     Raises:
         ConfigError: a GPU was asked for by name and there is none.
@@ -35,9 +37,13 @@ def settle_hardware(cfg: TrainConfig) -> Hardware:
             "Run `mixlab doctor` for what is here, or set train.device=auto.",
         )  # fmt: skip
     device = torch.device("cuda" if has_cuda and cfg.device != "cpu" else "cpu")
-    if cfg.precision != "auto":
-        return Hardware(device, cfg.precision)
-    return Hardware(device, "bf16" if is_bf16_fast(device) else "fp32")
+    precision = cfg.precision
+    if precision == "auto":
+        precision = "bf16" if is_bf16_fast(device) else "fp32"
+    compiles = cfg.compile
+    if compiles == "auto":
+        compiles = device.type == "cuda" and find_spec("triton") is not None
+    return Hardware(device, precision, compiles)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

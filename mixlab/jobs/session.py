@@ -15,6 +15,7 @@ from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData, prepare
 from mixlab.evals.language_modelling import evaluate
 from mixlab.jobs.cache import cache_dir
+from mixlab.jobs.compiling import compile_blocks
 from mixlab.jobs.config import RunConfig
 from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
@@ -203,11 +204,10 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
 
 
 def ready_model(config: RunConfig, hardware: Hardware) -> LanguageModel:
-    """The model as at step 0 on its device, its blocks compiled if the config asks for it."""
+    """The model as at step 0 on its device, its blocks compiled where that is settled."""
     model = build_model(config.model, config.seed).to(hardware.device)
-    if config.train.compile:
-        for block in model.blocks:
-            block.compile()
+    if hardware.compile:
+        compile_blocks(model)
     return model
 
 

@@ -137,6 +137,7 @@ def settle(request: AnyRunConfig, data: AnyData, hardware: Hardware) -> AnyRunCo
             "length": Length(n_steps, "steps"),
             "device": hardware.device.type,
             "precision": hardware.precision,
+            "compile": hardware.compile,
         }
     )
     return decode_config({**to_tree(request), "train": to_tree(train)})
@@ -208,12 +209,15 @@ def run_sitting(
                     is_stop_requested=stop,
                     clock=time.monotonic,
                 )
+                recorder.settle()  # before anything says that the run has ended
         except NonFiniteLossError as error:
+            recorder.close()  # the last good checkpoint may still be on its way
             error = _with_way_out(run, error)
             finish_failed(run, session, str(error), command)
             raise error from None
         finally:
             session.objective.close()
+            recorder.close()
             mirrors.close()
         conclude = kind_of(config).conclude
         summary = finish(run, session, outcome, command, screen, conclude=conclude)

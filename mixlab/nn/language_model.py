@@ -180,7 +180,7 @@ class LanguageModel(nn.Module):
         `loops` says how often a looped model loops; absent, as often as it was trained to.
         """
         x = self.embed(tokens)
-        self._prepare(tokens, packing)
+        packing = self._prepare(tokens, packing)
         if self.recursion is not None:
             stack = Stack(self.blocks)
             out = self.recursion(
@@ -201,12 +201,17 @@ class LanguageModel(nn.Module):
                 metrics[f"layer_{i:02d}"] = out.metrics
         return Trunk(self.norm(x), None if state is None else new_state, aux_loss, metrics)
 
-    def _prepare(self, tokens: Tensor, packing: Packing | None) -> None:
-        """What blocks read and compiled blocks must not make: angles, and forms of new shapes."""
+    def _prepare(self, tokens: Tensor, packing: Packing | None) -> Packing | None:
+        """What compiled blocks read and must not make: angles, and forms of new lengths.
+
+        On a GPU, rows of one document each are rows without packing, for which kernels are faster.
+        """
         for angles in self._rotary:
             angles.grow(tokens.shape[1])
-        if packing is not None:
-            packing.prepare(self.cfg.windows(tokens.shape[1]))
+        if packing is None or (packing.is_whole and packing.prefix is None and tokens.is_cuda):
+            return None
+        packing.prepare(self.cfg.windows(tokens.shape[1]))
+        return packing
 
     def update_balance(self) -> None:
         """Let routers rebalance; to be called once after every optimizer update."""

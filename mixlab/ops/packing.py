@@ -4,10 +4,13 @@ Several documents may share one row of a batch. Nothing may flow from one to the
 is masked and recurrent state is reset where a document ends.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+
+
+_PER_DOCUMENT = ("cu_seqlens", "chunk_indices", "chunk_offsets")
 
 
 class Packing:
@@ -50,21 +53,25 @@ class Packing:
         """Prompts alone, (B, T), each read both ways: for the first call of a prefix-LM."""
         return cls(torch.zeros_like(tokens), torch.ones_like(tokens, dtype=torch.bool))
 
+    def pinned(self) -> "Packing":
+        """The same in memory that a GPU copies from without anybody waiting."""
+        return self._with(lambda part: part.pin_memory())
+
     def to(self, device: torch.device) -> "Packing":
-        """The same on `device`; from the CPU to a GPU without waiting for the copies."""
+        """The same on `device`; pinned parts go to a GPU without waiting for the copies."""
         if self.ids.device == device:
             return self
-        moved = object.__new__(Packing)
-        tables = ("cu_seqlens", "chunk_indices", "chunk_offsets")
-        for name in ("ids", "prefix", "position", *tables):
-            part = getattr(self, name)
-            if part is not None and device.type == "cuda":
-                part = part.pin_memory().to(device, non_blocking=True)
-            elif part is not None:
-                part = part.to(device)
-            setattr(moved, name, part)
-        moved.cu_seqlens_cpu, moved.is_whole, moved._masks = self.cu_seqlens_cpu, self.is_whole, {}
+        moved = self._with(lambda part: part.to(device, non_blocking=part.is_pinned()))
         return moved
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Packing":
+        other = object.__new__(Packing)
+        for name in ("ids", "prefix", "position", *_PER_DOCUMENT):
+            part = getattr(self, name)
+            setattr(other, name, None if part is None else change(part))
+        other.cu_seqlens_cpu, other.is_whole = self.cu_seqlens_cpu, self.is_whole
+        other._masks = {}
+        return other
 
     def is_start(self) -> Tensor:
         """(B, T) bool, true at the first token of a document; column 0 is always a start."""
@@ -73,11 +80,13 @@ class Packing:
         return starts
 
     def prepare(self, windows: Iterable[int | None]) -> None:
-        """Make the masks of these windows now, where attention will ask for them.
+        """Be ready for compiled code; `windows` are those that attention will ask masks for.
 
-        Compiled code would make them itself, once in every layer. Kernels on a GPU read
+        Compiled code would make the masks itself, once in every layer. Kernels on a GPU read
         `cu_seqlens`, except for prompts that are read both ways.
         """
+        for name in _PER_DOCUMENT:  # their lengths differ batch by batch: no reason to recompile
+            torch._dynamo.maybe_mark_dynamic(getattr(self, name), 0)
         if self.ids.device.type == "cpu" or self.prefix is not None:
             for window in windows:
                 self.mask(window)

@@ -50,8 +50,9 @@ class TrainConfig(Config):
     """bf16: float32 weights, matrix products in bfloat16; auto: where the hardware is fast."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads inside one operation on a CPU; absent: PyTorch's own choice."""
-    compile: bool = False
-    """Compile the blocks with torch.compile: a start of a minute or more, faster steps after."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the blocks with torch.compile: a start of up to a minute, faster steps after; auto:
+    a language model on a GPU, where Triton is there to do it."""
     ema: EmaConfig | None = None
     """Average the parameters; absent: no average."""
     early_stopping: EarlyStoppingConfig | None = None

@@ -24,12 +24,15 @@ class MicroBatch(NamedTuple):
 
     batch: Batch
     n_targets: int
+    packing: Packing
 
     @classmethod
     def of(cls, batch: Batch, *, pinned: bool = False) -> "MicroBatch":
         """A batch made ready; `pinned` puts it where a GPU copies from without waiting."""
-        n_targets = batch.n_targets()
-        return cls(batch.pinned() if pinned else batch, n_targets)
+        n_targets, packing = batch.n_targets(), Packing(batch.segments, batch.prefix)
+        if pinned:
+            return cls(batch.pinned(), n_targets, packing.pinned())
+        return cls(batch, n_targets, packing)
 
 
 class LanguageModelling:
@@ -121,7 +124,7 @@ def accumulate_gradients(
         phases.begin("forward")
         batch = micro.batch.to(device)
         with autocast(device, compute_dtype):
-            out = run_trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments)
+            out = run_trunk(batch.tokens, None, micro.packing.to(device), *arguments)
         nats = linear_cross_entropy(
             out.h.flatten(0, 1),  # (B T, D)
             model.head_weight,
