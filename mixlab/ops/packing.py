@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-
 _PER_DOCUMENT = ("cu_seqlens", "chunk_indices", "chunk_offsets")
 
 
