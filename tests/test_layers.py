@@ -7,15 +7,16 @@ from pathlib import Path
 
 import mixlab
 
-TENSORS = {"ops", "data", "nn", "training", "infer", "evals", "export", "checks", "tasks"}
+TENSORS = {"ops", "parallel", "data", "nn", "training", "infer", "evals", "export", "checks", "tasks"}
 ALLOWED = {
     "core": set(),
     "ops": {"core"},
+    "parallel": {"core"},
     "data": {"core", "tasks"},
     "nn": {"core", "ops"},
-    "training": {"core", "ops", "data", "nn"},
+    "training": {"core", "ops", "parallel", "data", "nn"},
     "infer": {"core", "ops", "data", "nn"},
-    "evals": {"core", "ops", "data", "nn", "infer", "tasks"},
+    "evals": {"core", "ops", "parallel", "data", "nn", "infer", "tasks"},
     "export": {"core", "ops", "data", "nn", "infer"},
     "tasks": {"core"},
     "checks": {"core", "ops", "data", "nn", "infer", "evals", "training", "tasks"},

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from mixlab.data.batch import Batch
+from mixlab.data.batch import IGNORE, Batch
 from mixlab.data.chat.shards import ExampleShards
 from mixlab.data.permutation import Permutation
 from mixlab.data.shards import TokenShards, require_windows
@@ -43,15 +43,25 @@ class Loader:
             windows[here] = order(places[here])
         return self._read(windows)
 
-    def window_batches(self, n_windows: int, batch_size: int) -> Iterator[Batch]:
+    def window_batches(
+        self, n_windows: int, batch_size: int, *, reader: int = 0, n_readers: int = 1
+    ) -> Iterator[Batch]:
         """The first `n_windows` windows of the stream in order; the last batch may be smaller.
+
+        Of several readers, each gets every `n_readers`th batch and all get equally many: whose turn
+        comes after the last batch gets one more whose targets are all `IGNORE`.
 
         Raises:
             DataError: there are fewer windows.
         """
         require_windows(self.shards, self.seq_len, n_windows)
-        for first in range(0, n_windows, batch_size):
-            yield self._read(np.arange(first, min(first + batch_size, n_windows)))
+        firsts = range(0, n_windows, batch_size)
+        for turn in range(0, len(firsts), n_readers):
+            first = firsts[min(turn + reader, len(firsts) - 1)]
+            batch = self._read(np.arange(first, min(first + batch_size, n_windows)))
+            if turn + reader >= len(firsts):
+                batch = batch._replace(targets=torch.full_like(batch.targets, IGNORE))
+            yield batch
 
     def _read(self, windows: np.ndarray) -> Batch:
         found = self.shards.read(windows, self.seq_len)

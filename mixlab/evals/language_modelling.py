@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixlab.data.batch import Batch
+from mixlab.parallel import ALONE, World
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
@@ -33,8 +34,9 @@ def evaluate(
     *,
     compute_dtype: torch.dtype | None = None,
     loops: Loops | None = None,
+    world: World = ALONE,
 ) -> EvalMetrics:
-    """Score every target of `batches`.
+    """Score every target of `batches`, and of those that the other ranks have.
 
     The trunk runs in the precision that the model trains in; head, softmax and sums are float32
     and float64. `token_bytes` (vocab,) holds the bytes of text behind each token, 0 for EOS.
@@ -51,7 +53,7 @@ def evaluate(
             sums += _score(model, batch.to(device), bytes_of, compute_dtype, loops)
     finally:
         model.train(was_training)
-    nats, hits, n_bytes, n_targets = sums.tolist()
+    nats, hits, n_bytes, n_targets = world.add_up(sums).tolist()
     loss = nats / n_targets
     return EvalMetrics(
         loss_nats=loss,

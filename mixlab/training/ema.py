@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from mixlab.parallel.shards import own_rows
 from mixlab.training.optimizers.base import copy_exactly
 
 
@@ -29,7 +30,8 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the parameters as update `step`, counted from 0, has left them."""
-        averages, parameters = list(self._averages.values()), list(self._parameters.values())
+        averages = [own_rows(average) for average in self._averages.values()]
+        parameters = [own_rows(parameter) for parameter in self._parameters.values()]
         torch._foreach_lerp_(averages, parameters, 1 - self.rate(step))
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 
 from mixlab.core.errors import LabError
+from mixlab.parallel.shards import total_norm
 from mixlab.training.config import CheckpointConfig, EvalConfig, TrainConfig
 from mixlab.training.ema import Ema
 from mixlab.training.meters import Throughput, mfu
@@ -174,7 +175,7 @@ def train(
 
 def _require_finite_weights(model: nn.Module, step: int) -> None:
     """An update can spoil the weights after a loss that was still good; that is never saved."""
-    if not nn.utils.get_total_norm([p.detach() for p in model.parameters()]).isfinite():
+    if not total_norm([p.detach() for p in model.parameters()]).isfinite():
         raise NonFiniteLossError(
             f"step {step}: this update made weights that are not finite, though its loss was."
         )

@@ -7,8 +7,10 @@ and the loss. A new way of training is one more objective, never one more loop.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from mixlab.parallel.shards import own_rows, total_norm
 from mixlab.training import phases
 from mixlab.training.optimizers.base import Optimizer
 
@@ -65,8 +67,7 @@ def update(
     metrics = objective.accumulate(position)
     phases.begin("optimizer")
     if max_grad_norm is not None:
-        parameters = objective.model.parameters()
-        nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, metrics.grad_norm)
+        clip_gradients(objective.model, max_grad_norm, metrics.grad_norm)
     optimizer.step(lr_factor)
     objective.after_update()
     optimizer.zero_grad()
@@ -75,5 +76,12 @@ def update(
 
 
 def total_grad_norm(model: nn.Module) -> Tensor:
-    """L2 norm of all gradients together."""
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    """L2 norm of all gradients together, those that other ranks hold included."""
+    return total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradients(model: nn.Module, max_norm: float, norm: Tensor) -> None:
+    """Scale all gradients down by one factor, so that their `norm` becomes at most `max_norm`."""
+    own = [own_rows(p.grad) for p in model.parameters() if p.grad is not None]
+    if own:
+        torch._foreach_mul_(own, (max_norm / (norm + 1e-6)).clamp(max=1.0))

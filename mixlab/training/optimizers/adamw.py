@@ -5,12 +5,14 @@ per update is the learning rate times `weight_decay`, as in torch.
 """
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixlab.parallel.shards import is_sharded
 from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
 from mixlab.training.optimizers.groups import NamedParameter, decays, trainable
 
@@ -42,8 +44,13 @@ class AdamW(Optimizer):
         self._lr = cfg.lr
         self._names = [name for name, _ in params]
         groups = []
-        for decay in (True, False):
-            members = [p for name, p in params if decays(name, p.shape) == decay]
+        # One kernel takes whole tensors only, or only such as ranks have parts of.
+        for decay, is_part in product((True, False), repeat=2):
+            members = [
+                p
+                for name, p in params
+                if decays(name, p.shape) == decay and is_sharded(p) == is_part
+            ]
             if members:
                 rate = cfg.weight_decay if decay else 0.0
                 groups.append({"params": members, "weight_decay": rate})

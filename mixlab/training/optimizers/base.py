@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mixlab.core.config import Config
 from mixlab.core.errors import CheckpointError
+from mixlab.parallel.shards import own_rows, rows_for
 
 
 class Optimizer(ABC):
@@ -60,6 +61,8 @@ class OptimizerConfig(Config):
 def copy_exactly(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:
     """Copy `given` into the tensors of `own` in place, if names, shapes and dtypes all agree.
 
+    Where a tensor of `own` is sharded, this rank's rows of the whole one in `given` are copied.
+
     Raises:
         CheckpointError: they do not; the message names the key, and nothing is changed.
     """
@@ -75,7 +78,7 @@ def copy_exactly(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
             raise CheckpointError(f"{what}: {key!r} is {got}, expected {expected}. {rule}")
     with torch.no_grad():
         for key, tensor in given.items():
-            own[key].copy_(tensor)
+            own_rows(own[key]).copy_(rows_for(own[key], tensor))
 
 
 def _form(tensor: Tensor) -> str:
