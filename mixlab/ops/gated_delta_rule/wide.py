@@ -1,0 +1,229 @@
+"""The delta rule by the Triton kernels of this package: see `triton_kernels`.
+
+The triangular solve and the running sum of log a are flash-linear-attention's.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixlab.ops.gated_delta_rule.kernel_ops import CHUNK, Documents, Kernel, register
+from mixlab.ops.packing import chunk_table
+
+
+class Tiling(NamedTuple):
+    """How a kernel cuts its work: columns of a tile, warps of a program, stages of its loads."""
+
+    columns: int
+    warps: int
+    stages: int
+    depth: int = 64  # columns of the tiles that a program runs over
+
+
+TILINGS = {
+    "read_scores": Tiling(64, 4, 3),
+    "scan_states": Tiling(64, 8, 2),
+    "scan_outputs": Tiling(64, 8, 2),
+    "scan_gradients": Tiling(64, 8, 2),
+    "score_gradients": Tiling(64, 4, 3),
+    "key_gradients": Tiling(128, 8, 2),
+}
+
+
+class _Call(NamedTuple):
+    """Inputs of the kernels, contiguous, (1, M, heads, ...) or (B, T, heads, ...)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    b: Tensor
+    g: Tensor
+    inverse: Tensor
+    documents: Documents
+
+    @property
+    def n_chunks(self) -> int:
+        return len(self.documents.chunk_indices)
+
+    @property
+    def n_heads(self) -> int:
+        return self.v.shape[2]
+
+    @property
+    def scale(self) -> float:
+        return self.k.shape[-1] ** -0.5
+
+    @property
+    def by_chunk(self) -> tuple[Tensor, Tensor]:
+        return self.documents.cu_seqlens, self.documents.chunk_indices
+
+    @property
+    def by_document(self) -> tuple[Tensor, Tensor]:
+        return self.documents.cu_seqlens, self.documents.chunk_offsets
+
+    def lanes(self, columns: int) -> tuple[int]:
+        """Programs of a scan: documents times heads times blocks of columns."""
+        n_documents = len(self.documents.cu_seqlens) - 1
+        return (n_documents * self.n_heads * (self.v.shape[-1] // columns),)
+
+    def states(self) -> Tensor:
+        return self.k.new_empty(self.n_chunks, self.n_heads, self.k.shape[-1], self.v.shape[-1])
+
+    def sizes(self, names: str) -> dict[str, int]:
+        k, v = self.k, self.v
+        sizes = {"G": k.shape[2], "H": v.shape[2], "K": k.shape[-1], "V": v.shape[-1], "C": CHUNK}
+        return {name: sizes[name] for name in names}
+
+
+def forward(q, k, v, log_a, b, state, documents: Documents | None, final_state):
+    """As `kernel_ops.Kernel` says."""
+    documents = documents or whole_rows(*v.shape[:2], v.device)
+    g, inverse = solve(k, log_a, b, documents)
+    call = _Call(q, k, v, b, g, inverse, documents)
+    o, final = torch.empty_like(v), None
+    if final_state:
+        shape = (len(documents.cu_seqlens) - 1, v.shape[2], k.shape[-1], v.shape[-1])
+        final = v.new_empty(shape, dtype=torch.float32)
+    _scan_states(call, _read_scores(call), state, o, final, None, None)
+    return o, final, g, inverse
+
+
+def backward(q, k, v, g, b, inverse, state, do, dstate, documents: Documents | None):
+    """As `kernel_ops.Kernel` says."""
+    call = _Call(q, k, v, b, g, inverse, documents or whole_rows(*v.shape[:2], v.device))
+    states, writes = call.states(), torch.empty_like(v)
+    _scan_states(call, None, state, None, None, states, writes)
+    dstates, dx, dinitial = _scan_gradients(call, _read_scores(call), do, dstate, state)
+    dp, da, dv, db_v = _score_gradients(call, writes, do, dx)
+    dq, dk, dg, db = _key_gradients(call, states, dstates, writes, do, dx, dp, da)
+    return dq, dk, dv, *_sum_parts(call, dg, db, db_v), dinitial
+
+
+@lru_cache(maxsize=16)
+def whole_rows(n_rows: int, n_tokens: int, device: torch.device) -> Documents:
+    """The tables of rows that are a document each."""
+    cu_seqlens = torch.arange(n_rows + 1, dtype=torch.int32) * n_tokens
+    return Documents(*(x.to(device) for x in (cu_seqlens, *chunk_table(cu_seqlens, CHUNK))))
+
+
+def solve(k: Tensor, log_a: Tensor, b: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """g (..., H) and the rows of (I + A)^-1, (..., H, C)."""
+    from fla.ops.gated_delta_rule.chunk_fwd import chunk_gated_delta_rule_fwd_kkt_solve_kernel
+    from fla.ops.utils import chunk_local_cumsum
+    from fla.ops.utils.constant import RCP_LN2
+
+    k, log_a, b = (x.reshape(1, -1, *x.shape[2:]) for x in (k, log_a, b))
+    cu_seqlens, chunk_indices, _ = documents
+    g = chunk_local_cumsum(
+        log_a, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=cu_seqlens, chunk_indices=chunk_indices
+    )
+    n_tokens, n_keys, k_dim = k.shape[1:]
+    inverse = k.new_zeros(1, n_tokens, b.shape[2], CHUNK)
+    chunk_gated_delta_rule_fwd_kkt_solve_kernel[(len(chunk_indices), b.shape[2])](
+        k=k, g=g, beta=b, A=inverse, cu_seqlens=cu_seqlens, chunk_indices=chunk_indices,
+        T=n_tokens, H=n_keys, HV=b.shape[2], K=k_dim, BT=CHUNK, BC=16,
+    )  # fmt: skip
+    return g, inverse
+
+
+def _launch(name: str) -> dict[str, int]:
+    return {"num_warps": TILINGS[name].warps, "num_stages": TILINGS[name].stages}
+
+
+def _read_scores(call: _Call) -> Tensor:
+    from mixlab.ops.gated_delta_rule.triton_kernels import read_scores
+
+    p = torch.empty_like(call.inverse)
+    read_scores[call.n_chunks, call.n_heads](
+        call.q, call.k, call.g, p, *call.by_chunk, call.scale,
+        **call.sizes("GHKC"), BK=min(call.k.shape[-1], TILINGS["read_scores"].columns),
+        **_launch("read_scores"),
+    )  # fmt: skip
+    return p
+
+
+def _scan_states(
+    call: _Call, p: Tensor | None, first: Tensor | None, o: Tensor | None, final: Tensor | None,
+    states: Tensor | None, writes: Tensor | None,
+) -> None:  # fmt: skip
+    from mixlab.ops.gated_delta_rule.triton_kernels import scan_states
+
+    name = "scan_states" if o is None else "scan_outputs"
+    columns = min(call.v.shape[-1], TILINGS[name].columns)
+    scan_states[call.lanes(columns)](
+        call.q, call.k, call.v, call.b, call.g, call.inverse, p, first, o, final, states, writes,
+        *call.by_document, call.scale,
+        **call.sizes("GHKVC"), BV=columns,
+        HAS_FIRST=first is not None, HAS_FINAL=final is not None, READS=o is not None,
+        **_launch(name),
+    )  # fmt: skip
+
+
+def _scan_gradients(
+    call: _Call, p: Tensor, do: Tensor, dfinal: Tensor | None, first: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    from mixlab.ops.gated_delta_rule.triton_kernels import scan_gradients
+
+    dstates, dx = call.states(), torch.empty_like(call.v)
+    dfirst = None if first is None else torch.empty_like(first)
+    columns = min(call.v.shape[-1], TILINGS["scan_gradients"].columns)
+    scan_gradients[call.lanes(columns)](
+        call.q, call.k, call.b, call.g, call.inverse, p, do, dfinal, dfirst, dstates, dx,
+        *call.by_document, call.scale,
+        **call.sizes("GHKVC"), BV=columns,
+        HAS_FIRST=first is not None, HAS_FINAL=dfinal is not None,
+        **_launch("scan_gradients"),
+    )  # fmt: skip
+    return dstates, dx, dfirst
+
+
+def _score_gradients(call: _Call, writes: Tensor, do: Tensor, dx: Tensor) -> tuple[Tensor, ...]:
+    from mixlab.ops.gated_delta_rule.triton_kernels import score_gradients
+
+    dp, da = torch.empty_like(call.inverse), torch.empty_like(call.inverse)
+    dv, db = torch.empty_like(call.v), torch.empty_like(call.g)
+    score_gradients[call.n_chunks, call.n_heads](
+        call.v, call.b, call.g, writes, do, dx, dp, da, dv, db, *call.by_chunk, call.scale,
+        **call.sizes("HVC"), BV=min(call.v.shape[-1], TILINGS["score_gradients"].columns),
+        **_launch("score_gradients"),
+    )  # fmt: skip
+    return dp, da, dv, db
+
+
+def _key_gradients(
+    call: _Call, states: Tensor, dstates: Tensor, writes: Tensor, do: Tensor, dx: Tensor,
+    dp: Tensor, da: Tensor,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    from mixlab.ops.gated_delta_rule.triton_kernels import key_gradients
+
+    tiling, k_dim = TILINGS["key_gradients"], call.k.shape[-1]
+    columns = min(k_dim, tiling.columns)
+    n_parts = k_dim // columns
+    dq, dk = (call.k.new_empty(*call.g.shape, k_dim) for _ in range(2))
+    dg, db = (call.g.new_empty(n_parts, *call.g.shape) for _ in range(2))
+    key_gradients[n_parts * call.n_chunks, call.n_heads](
+        call.q, call.k, call.b, call.g, states, dstates, writes, do, dx, dp, da, dq, dk, dg, db,
+        *call.by_chunk, call.scale, call.g.numel() // call.n_heads,
+        **call.sizes("GHKVC"), BK=columns, BV=min(call.v.shape[-1], tiling.depth),
+        **_launch("key_gradients"),
+    )  # fmt: skip
+    n_shared = call.n_heads // call.k.shape[2]
+    if n_shared > 1:
+        dq, dk = (x.unflatten(2, (-1, n_shared)).sum(3) for x in (dq, dk))
+    return dq, dk, dg, db
+
+
+def _sum_parts(call: _Call, dg: Tensor, db: Tensor, db_v: Tensor) -> tuple[Tensor, Tensor]:
+    from mixlab.ops.gated_delta_rule.triton_kernels import sum_parts
+
+    dlog_a, db_all = torch.empty_like(call.g), torch.empty_like(call.g)
+    sum_parts[call.n_chunks, call.n_heads](
+        dg, db, db_v, dlog_a, db_all, *call.by_chunk, call.g.numel() // call.n_heads,
+        **call.sizes("HC"), PARTS=len(dg),
+    )  # fmt: skip
+    return dlog_a, db_all
+
+
+register("triton", Kernel(forward, backward))
