@@ -10,6 +10,7 @@ from mixlab.core.run_dir import RunDir
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 from mixlab.training import checkpoint as checkpoints
+from mixlab.training.background import BackgroundWriter, Groups
 from mixlab.training.generators import collect_generators, restore_generators
 from mixlab.training.loop import Progress
 from mixlab.training.mirrors import Mirrors
@@ -19,15 +20,20 @@ LOGS = ("metrics.jsonl", "evals.jsonl")
 
 
 class RunRecorder:
-    """Appends figures, saves checkpoints, and tells the screen and the mirrors."""
+    """Appends figures, saves checkpoints, and tells the screen and the mirrors.
+
+    Saves are written in the background: `settle` waits for the last one.
+    """
 
     def __init__(
         self, run: RunDir, session: Session, screen: Screen, mirrors: Mirrors, n_steps: int
     ) -> None:
         self._run, self._session = run, session
         self._screen, self._mirrors, self._n_steps = screen, mirrors, n_steps
+        self._writer = BackgroundWriter()
 
     def metrics(self, row: Row) -> None:
+        self._writer.check()  # a full disk should not be noticed a hundred updates late
         self._run.append("metrics.jsonl", row)
         self._mirrors.log(row["step"], row, group="train")
         rate = row.get("tokens_per_s")
@@ -40,7 +46,25 @@ class RunRecorder:
         self._screen.evaluation(row, self._session.context)
 
     def checkpoint(self, progress: Progress, *, is_best: bool) -> None:
-        session, folder = self._session, self._run.checkpoints_path
+        """Begin to save: the state is copied now and written while training goes on."""
+        state = {
+            "progress": asdict(progress),
+            "log_bytes": {name: self._run.jsonl_size(name) for name in LOGS},
+            "config": to_tree(self._session.config),
+        }
+
+        def write(tensors: Groups) -> None:
+            folder = self._run.checkpoints_path
+            checkpoints.save(folder, progress.step, tensors, state)
+            if is_best:
+                checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
+            checkpoints.prune(folder, self._kept(progress))
+
+        self._writer.submit(self._tensors(), write)
+
+    def _tensors(self) -> Groups:
+        """All that a checkpoint keeps in tensors, by group."""
+        session = self._session
         tensors = {
             "model": session.model.state_dict(),
             "optimizer": session.optimizer.state_tensors(),
@@ -51,15 +75,19 @@ class RunRecorder:
         carried = session.objective.state_tensors()
         if carried:
             tensors["objective"] = carried
-        state = {
-            "progress": asdict(progress),
-            "log_bytes": {name: self._run.jsonl_size(name) for name in LOGS},
-            "config": to_tree(session.config),
-        }
-        checkpoints.save(folder, progress.step, tensors, state)
-        if is_best:
-            checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
-        checkpoints.prune(folder, self._kept(progress))
+        return tensors
+
+    def settle(self) -> None:
+        """Wait until the last save is on the disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        self._writer.wait()
+
+    def close(self) -> None:
+        """Let a save that is under way end."""
+        self._writer.close()
 
     def tidy(self, progress: Progress) -> None:
         """Do what a kill between a save and its aftermath left undone."""
