@@ -1,4 +1,4 @@
-"""Compiled blocks on a GPU: no breaks, nothing compiled twice, and the function they were before."""
+"""Compiled blocks on a GPU: no breaks, nothing compiled twice, the same function as before."""
 
 import pytest
 import torch
