@@ -17,15 +17,15 @@ from mixlab.jobs.process import tune_process
 
 tune_process()
 
-import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from mixlab.core.config import decode  # noqa: E402
-from mixlab.data.batch import Batch  # noqa: E402
-from mixlab.nn.language_model import LanguageModelConfig, build_model  # noqa: E402
-from mixlab.training.language_modelling import LanguageModelling, autocast  # noqa: E402
-from mixlab.training.objective import update as make_update  # noqa: E402
-from mixlab.training.optimizers import AdamWConfig  # noqa: E402
+from mixlab.core.config import decode
+from mixlab.data.batch import Batch
+from mixlab.nn.language_model import LanguageModelConfig, build_model
+from mixlab.training.language_modelling import LanguageModelling, autocast
+from mixlab.training.objective import update as make_update
+from mixlab.training.optimizers import AdamWConfig
 
 VOCAB, WIDTH, LAYERS, HEADS, D_FF, ROWS, LENGTH = 8192, 256, 6, 4, 704, 16, 256
 

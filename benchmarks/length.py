@@ -27,19 +27,19 @@ from mixlab.jobs.process import tune_process
 
 tune_process()
 
-import torch  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator  # noqa: E402
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mixlab.core.config import decode, to_tree  # noqa: E402
-from mixlab.core.json_files import write_bytes_atomically  # noqa: E402
-from mixlab.jobs.config import RunConfig, load_config  # noqa: E402
-from mixlab.jobs.device import describe  # noqa: E402
-from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model  # noqa: E402
-from mixlab.report.panel import FAINT, INK, headline, name_panel, png, style  # noqa: E402
-from mixlab.training.language_modelling import autocast  # noqa: E402
+from mixlab.core.config import decode, to_tree
+from mixlab.core.json_files import write_bytes_atomically
+from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.device import describe
+from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model
+from mixlab.report.panel import FAINT, INK, headline, name_panel, png, style
+from mixlab.training.language_modelling import autocast
 
 KINDS = {"linear": "Gated DeltaNet", "hybrid": "attention in 2 of 12", "full": "attention"}
 COLOURS = {"linear": "#0072B2", "hybrid": "#009E73", "full": "#D55E00"}  # Okabe and Ito

@@ -18,13 +18,13 @@ from mixlab.jobs.process import tune_process
 
 tune_process()
 
-from mixlab.jobs.config import load_config  # noqa: E402
-from mixlab.jobs.device import settle_hardware  # noqa: E402
-from mixlab.jobs.kinds import kind_of  # noqa: E402
-from mixlab.jobs.screen import PlainScreen  # noqa: E402
-from mixlab.jobs.train import start_run  # noqa: E402
-from mixlab.training.objective import update  # noqa: E402
-from mixlab.training.schedule import lr_factor  # noqa: E402
+from mixlab.jobs.config import load_config
+from mixlab.jobs.device import settle_hardware
+from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.screen import PlainScreen
+from mixlab.jobs.train import start_run
+from mixlab.training.objective import update
+from mixlab.training.schedule import lr_factor
 
 GATES = {"4x4": (0.99, 180), "6x6": (0.95, 420)}
 SINGLE_PASS = ["model.H_cycles=1", "model.L_cycles=0", "model.state_init=input",
