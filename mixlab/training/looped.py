@@ -62,7 +62,9 @@ def exit_losses(
         loss = loss + cfg.exit_loss_weight * mean
         figures["earlier_exits_loss_nats"] = mean.detach()
     if cfg.halting.kind == "gate" and exits:
-        scores = torch.stack([_nats(model, found, targets) for found in exits])  # (S, N)
+        scores = torch.stack(
+            [_nats(model, found, targets, compute_dtype) for found in exits]
+        )  # (S, N)
         logits = torch.stack(
             [found.gate_logits.flatten() for found in exits if found.gate_logits is not None]
         )
@@ -73,6 +75,9 @@ def exit_losses(
     return ExitLosses(loss, figures)
 
 
-def _nats(model: LanguageModel, found: Exit, targets: Tensor) -> Tensor:
+def _nats(
+    model: LanguageModel, found: Exit, targets: Tensor, compute_dtype: torch.dtype | None
+) -> Tensor:
     """(N,) nats at one exit, without a graph."""
-    return score_tokens(found.h.detach().flatten(0, 1), model.head_weight, targets).nats
+    h = found.h.detach().flatten(0, 1)
+    return score_tokens(h, model.head_weight, targets, compute_dtype=compute_dtype).nats
