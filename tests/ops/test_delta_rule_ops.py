@@ -24,11 +24,11 @@ def ids_of(documents):
 def stand_in_forward(q, k, v, log_a, b, state, documents, final_state):
     assert all(x.is_contiguous() for x in (q, k, v, log_a, b))
     o, final = run_recurrent(q, k, v, log_a, b, state, ids_of(documents), False)
-    inverse = k.new_zeros(*v.shape[:3], kernel_ops.CHUNK)
-    return o, final if final_state else None, log_a.clone(), inverse
+    kept = k.new_zeros(1, *v.shape[:3], kernel_ops.CHUNK)
+    return o, final if final_state else None, log_a.clone(), kept
 
 
-def stand_in_backward(q, k, v, g, b, inverse, state, do, dstate, documents):
+def stand_in_backward(q, k, v, g, b, kept, state, do, dstate, documents):
     """`g` is log_a itself here."""
 
     def differentiate():

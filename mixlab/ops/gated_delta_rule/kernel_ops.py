@@ -5,8 +5,8 @@ compiled block holds them as two opaque nodes and has no break. What they need b
 the model are tables of the packed documents, which `Packing` makes once for a batch: a layer never
 waits for the device, and another number of documents compiles nothing anew.
 
-Kept for backward beside the inputs: the running sum of log_a within its chunk, and the inverse of
-each chunk's triangular system, C numbers per token and value head. States are made again.
+Kept for backward beside the inputs: the running sum of log_a within its chunk, and C or 2 C numbers
+per token and value head, the inverse of each chunk's triangular system. States are made again.
 Shapes: B batch, T tokens, G key heads, H value heads, K key width, V value width, C = 64 tokens of
         a chunk, N documents.
 """
@@ -39,14 +39,14 @@ class Saved(NamedTuple):
     o: Tensor  # (B, T, H, V)
     state: Tensor  # (B, H, K, V) float32 after the last token; empty unless asked for
     g: Tensor  # (B, T, H) float32, running sum of log_a within the chunk, in the kernel's own unit
-    inverse: Tensor  # (B, T, H, C), rows of (I + A)^-1 in the dtype of k
+    kept: Tensor  # (n, B, T, H, C) in the dtype of k, rows of (I + A)^-1 and what goes with them
 
 
 class Kernel(NamedTuple):
     """One implementation. Its tensors are contiguous; packed rows come as one row with documents.
 
     forward(q, k, v, log_a, b, state, documents, final_state) -> Saved
-    backward(q, k, v, g, b, inverse, state, do, dstate, documents)
+    backward(q, k, v, g, b, kept, state, do, dstate, documents)
         -> dq, dk, dv, dlog_a, db, dstate or None
     """
 
@@ -61,14 +61,17 @@ _FORWARD = (
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _BACKWARD = (
-    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor b, Tensor inverse, Tensor? state, Tensor do, "
+    "(Tensor q, Tensor k, Tensor v, Tensor g, Tensor b, Tensor kept, Tensor? state, Tensor do, "
     "Tensor? dstate, Tensor? cu_seqlens, Tensor? chunk_indices, Tensor? chunk_offsets) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def register(name: str, kernel: Kernel) -> None:
-    """Make the operators mixlab::delta_rule_NAME and mixlab::delta_rule_NAME_backward."""
+def register(name: str, kernel: Kernel, n_kept: int = 1) -> None:
+    """Make the operators mixlab::delta_rule_NAME and mixlab::delta_rule_NAME_backward.
+
+    `n_kept`: how many times C numbers per token and head the forward call keeps.
+    """
     KERNELS[name] = kernel
     forward = torch.library.custom_op(
         f"mixlab::delta_rule_{name}", _forward(name), mutates_args=(), schema=_FORWARD
@@ -76,7 +79,7 @@ def register(name: str, kernel: Kernel) -> None:
     backward = torch.library.custom_op(
         f"mixlab::delta_rule_{name}_backward", _backward(name), mutates_args=(), schema=_BACKWARD
     )
-    forward.register_fake(_forward_shapes)
+    forward.register_fake(_forward_shapes(n_kept))
     backward.register_fake(_backward_shapes)
     forward.register_autograd(_gradient(name), setup_context=_keep)
 
@@ -109,26 +112,25 @@ def _forward(name: str) -> Callable[..., tuple[Tensor, ...]]:
         documents = _documents(cu_seqlens, chunk_indices, chunk_offsets)
         q, k, v, log_a, b = _in_rows((q, k, v, log_a, b), documents)
         with torch.cuda.device_of(v):
-            o, final, g, inverse = KERNELS[name].forward(
+            o, final, g, kept = KERNELS[name].forward(
                 q, k, v, log_a, b, state, documents, final_state
             )
         final = v.new_empty(0, dtype=torch.float32) if final is None else final
-        return o.view(shape), final, g.view(shape[:3]), inverse.view(*shape[:3], CHUNK)
+        return o.view(shape), final, g.view(shape[:3]), kept.view(-1, *shape[:3], CHUNK)
 
     return forward
 
 
 def _backward(name: str) -> Callable[..., tuple[Tensor, ...]]:
-    def backward(
-        q, k, v, g, b, inverse, state, do, dstate, cu_seqlens, chunk_indices, chunk_offsets
-    ):
+    def backward(q, k, v, g, b, kept, state, do, dstate, cu_seqlens, chunk_indices, chunk_offsets):
         shapes = [x.shape for x in (q, k, v, g, b)]
         documents = _documents(cu_seqlens, chunk_indices, chunk_offsets)
-        q, k, v, g, b, inverse, do = _in_rows((q, k, v, g, b, inverse, do), documents)
+        q, k, v, g, b, do = _in_rows((q, k, v, g, b, do), documents)
+        kept = kept.contiguous().view(len(kept), *v.shape[:3], CHUNK)
         dstate = None if dstate is None else dstate.contiguous()
         with torch.cuda.device_of(v):
             *grads, dinitial = KERNELS[name].backward(
-                q, k, v, g, b, inverse, state, do, dstate, documents
+                q, k, v, g, b, kept, state, do, dstate, documents
             )
         grads = [
             x.to(like.dtype).view(shape)
@@ -150,21 +152,22 @@ def _in_rows(tensors: tuple[Tensor, ...], documents: Documents | None) -> list[T
     return [x.reshape(1, -1, *x.shape[2:]).contiguous() for x in tensors]
 
 
-def _forward_shapes(
-    q, k, v, log_a, b, state, cu_seqlens, chunk_indices, chunk_offsets, final_state
-):
-    n_rows, n_tokens, n_heads, v_dim = v.shape
-    final = (n_rows, n_heads, k.shape[-1], v_dim) if final_state else (0,)
-    return (
-        v.new_empty(v.shape),
-        v.new_empty(final, dtype=torch.float32),
-        v.new_empty((n_rows, n_tokens, n_heads), dtype=torch.float32),
-        k.new_empty((n_rows, n_tokens, n_heads, CHUNK)),
-    )
+def _forward_shapes(n_kept: int) -> Callable[..., tuple[Tensor, ...]]:
+    def shapes(q, k, v, log_a, b, state, cu_seqlens, chunk_indices, chunk_offsets, final_state):
+        n_rows, n_tokens, n_heads, v_dim = v.shape
+        final = (n_rows, n_heads, k.shape[-1], v_dim) if final_state else (0,)
+        return (
+            v.new_empty(v.shape),
+            v.new_empty(final, dtype=torch.float32),
+            v.new_empty((n_rows, n_tokens, n_heads), dtype=torch.float32),
+            k.new_empty((n_kept, n_rows, n_tokens, n_heads, CHUNK)),
+        )
+
+    return shapes
 
 
 def _backward_shapes(
-    q, k, v, g, b, inverse, state, do, dstate, cu_seqlens, chunk_indices, chunk_offsets
+    q, k, v, g, b, kept, state, do, dstate, cu_seqlens, chunk_indices, chunk_offsets
 ):
     grads = tuple(x.new_empty(x.shape) for x in (q, k, v, g, b))
     dstate_shape = (0,) if state is None else state.shape
@@ -173,19 +176,19 @@ def _backward_shapes(
 
 def _keep(ctx, inputs, output) -> None:
     q, k, v, _, b, state, *documents, _ = inputs
-    _, _, g, inverse = output
+    _, _, g, kept = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(g, inverse)
-    ctx.save_for_backward(q, k, v, g, b, inverse, state, *documents)
+    ctx.mark_non_differentiable(g, kept)
+    ctx.save_for_backward(q, k, v, g, b, kept, state, *documents)
 
 
 def _gradient(name: str) -> Callable[..., tuple]:
-    def gradient(ctx, do, dfinal, _dg, _dinverse):
-        q, k, v, g, b, inverse, state, *documents = ctx.saved_tensors
+    def gradient(ctx, do, dfinal, _dg, _dkept):
+        q, k, v, g, b, kept, state, *documents = ctx.saved_tensors
         do = torch.zeros_like(v) if do is None else do
         dfinal = None if dfinal is None or dfinal.numel() == 0 else dfinal
         op = getattr(torch.ops.mixlab, f"delta_rule_{name}_backward")
-        *grads, dstate = op(q, k, v, g, b, inverse, state, do, dfinal, *documents)
+        *grads, dstate = op(q, k, v, g, b, kept, state, do, dfinal, *documents)
         return (*grads, None if state is None else dstate, None, None, None, None)
 
     return gradient

@@ -108,11 +108,11 @@ def _fla_forward(q, k, v, log_a, b, state, documents: Documents | None, final_st
     return o, final, g, inverse
 
 
-def _fla_backward(q, k, v, g, b, inverse, state, do, dstate, documents: Documents | None):
+def _fla_backward(q, k, v, g, b, kept, state, do, dstate, documents: Documents | None):
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd  # heavy, CUDA only
 
     dq, dk, dv, db, dlog_a, dinitial, _, _ = chunk_gated_delta_rule_bwd(
-        q=q, k=k, v=v, g=g, beta=b, A=inverse,
+        q=q, k=k, v=v, g=g, beta=b, A=kept[0],
         scale=k.shape[-1] ** -0.5,
         initial_state=state, do=do, dht=dstate,
         **_fla_documents(documents),
@@ -142,11 +142,11 @@ def _qla_forward(q, k, v, log_a, b, state, documents: Documents | None, final_st
     return o, final if final_state else None, g, inverse
 
 
-def _qla_backward(q, k, v, g, b, inverse, state, do, dstate, documents: Documents | None):
+def _qla_backward(q, k, v, g, b, kept, state, do, dstate, documents: Documents | None):
     from flash_qla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd  # heavy, CUDA only
 
     dq, dk, dv, db, dlog_a, dinitial = chunk_gated_delta_rule_bwd(
-        q=q, k=k, v=v, g=g, beta=b, A=inverse,
+        q=q, k=k, v=v, g=g, beta=b, A=kept[0],
         do=do, dht=dstate,
         scale=k.shape[-1] ** -0.5,
         initial_state=state,

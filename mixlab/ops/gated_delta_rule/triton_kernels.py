@@ -1,4 +1,4 @@
-"""Triton kernels of the gated delta rule for wide heads: the states, and everything but the solve.
+"""Triton kernels of the gated delta rule, made for wide heads.
 
 The matrix form and its gradient are those of `chunked`, so nothing of the (I + A)^-1 k and v of
 the usual kernels is stored, and the gradient through the inverse is a product of what is there
@@ -31,27 +31,63 @@ def _chunk(cu_seqlens, chunk_indices, i_chunk, C: tl.constexpr):
 
 
 @triton.jit
-def read_scores(
-    q, k, g, p, cu_seqlens, chunk_indices, scale,
+def _inverse(a, C: tl.constexpr, D: tl.constexpr):
+    """(I + a)^-1 of a strictly lower triangular a (C, C), float32.
+
+    Blocks of D on the diagonal by substitution, row by row; what is below them by a product, as
+    I + a = (I + blocks) (I + l) with l of C / D = 4 block rows, so that l^4 = 0.
+    """
+    N: tl.constexpr = C // D
+    n, d = tl.arange(0, N), tl.arange(0, D)
+    on = n[:, None, None, None] == n[None, None, :, None]
+    blocks = tl.sum(tl.where(on, tl.reshape(a, [N, D, N, D]), 0.0), axis=2)  # (N, D, D)
+    inverse = -blocks
+    for i in tl.static_range(2, D):
+        here = d[None, :, None] == i
+        line = tl.sum(tl.where(here, -blocks, 0.0), axis=1)  # (N, D), a row of each block
+        line += tl.sum(line[:, :, None] * inverse, axis=1)
+        inverse = tl.where(here, line[:, None, :], inverse)
+    inverse += tl.where(d[None, :, None] == d[None, None, :], 1.0, 0.0)
+    wide = tl.where(on, inverse[:, :, None, :], 0.0)
+    wide = tl.reshape(wide, [C, C])
+    c = tl.arange(0, C)
+    below = tl.where(c[:, None] // D > c[None, :] // D, a, 0.0)
+    low = tl.dot(wide, below, input_precision="tf32")
+    square = tl.dot(low, low, input_precision="tf32")
+    series = square - low - tl.dot(low, square, input_precision="tf32")
+    return tl.dot(series, wide, wide, input_precision="tf32")
+
+
+@triton.jit
+def prepare(
+    q, k, log_a, b, g, inverse, p, cu_seqlens, chunk_indices, scale,
     G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """P (M, H, C): the causal part of scale * q k^T exp(g_t - g_s), a program a chunk and head."""
+    """g (M, H), the rows of (I + A)^-1 and P (M, H, C); a program a chunk and head."""
     i_chunk, i_h = tl.program_id(0), tl.program_id(1)
     row, m, _ = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
     lane, c = row * H + i_h, tl.arange(0, C)
     i_g = i_h // (H // G)
+    # exp(-88) is next to nothing; much larger sums would lose the small ones among them.
+    log = tl.maximum(tl.load(log_a + lane + c * H, mask=m, other=0.0), -88.0)
+    b_g = tl.cumsum(log, axis=0) * 1.4426950408889634  # in powers of two
+    b_b = tl.load(b + lane + c * H, mask=m, other=0.0)
+    tl.store(g + lane + c * H, b_g, mask=m)
     at = c[:, None] * (G * K) + tl.arange(0, BK)[None, :]
-    scores = tl.zeros([C, C], dtype=tl.float32)
+    keys = tl.zeros([C, C], dtype=tl.float32)
+    reads = tl.zeros([C, C], dtype=tl.float32)
     for start in range(0, K, BK):
         key = (row * G + i_g) * K + start
         b_q = tl.load(q + key + at, mask=m[:, None], other=0.0)
         b_k = tl.load(k + key + at, mask=m[:, None], other=0.0)
-        scores = tl.dot(b_q, tl.trans(b_k), scores)
-    b_g = tl.load(g + lane + c * H, mask=m, other=0.0)
-    seen = (c[:, None] >= c[None, :]) & m[:, None]
-    scores = tl.where(seen, scores * tl.exp2(b_g[:, None] - b_g[None, :]) * scale, 0.0)
+        keys = tl.dot(b_k, tl.trans(b_k), keys)
+        reads = tl.dot(b_q, tl.trans(b_k), reads)
+    decay = tl.exp2(tl.minimum(b_g[:, None] - b_g[None, :], 0.0))
+    reads = tl.where((c[:, None] >= c[None, :]) & m[:, None], reads * decay * scale, 0.0)
+    keys = tl.where((c[:, None] > c[None, :]) & m[:, None], keys * decay * b_b[:, None], 0.0)
     at = lane * C + c[:, None] * (H * C) + c[None, :]
-    tl.store(p + at, scores.to(p.dtype.element_ty), mask=m[:, None])
+    tl.store(p + at, reads.to(p.dtype.element_ty), mask=m[:, None])
+    tl.store(inverse + at, _inverse(keys, C, 16).to(inverse.dtype.element_ty), mask=m[:, None])
 
 
 @triton.jit
@@ -198,7 +234,7 @@ def score_gradients(
         b_da = tl.dot(b_dx, tl.trans(b_w), b_da)
         b_db += tl.sum(b_dx.to(tl.float32) * b_v.to(tl.float32), axis=1)
         tl.store(dv + at, (b_dx * b_b[:, None]).to(dv.dtype.element_ty), mask=m[:, None])
-    decay = tl.exp2(b_g[:, None] - b_g[None, :])
+    decay = tl.exp2(tl.minimum(b_g[:, None] - b_g[None, :], 0.0))
     b_dp = tl.where((c[:, None] >= c[None, :]) & m[:, None], b_dp * decay * scale, 0.0)
     b_da = tl.where((c[:, None] > c[None, :]) & m[:, None], b_da * decay * -1.0, 0.0)
     at = lane * C + c[:, None] * (H * C) + c[None, :]
@@ -275,7 +311,7 @@ def sum_parts(
     dg, db, db_v, dlog_a, db_all, cu_seqlens, chunk_indices, M,
     H: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds up the parts of db, and of dg, which is then summed from each token to its chunk's end."""
+    """Adds up the parts of db and of dg; dg is then summed from each token to its chunk's end."""
     i_chunk, i_h = tl.program_id(0), tl.program_id(1)
     row, m, _ = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
     lane, c = row * H + i_h, tl.arange(0, C)

@@ -1,7 +1,4 @@
-"""The delta rule by the Triton kernels of this package: see `triton_kernels`.
-
-The triangular solve and the running sum of log a are flash-linear-attention's.
-"""
+"""The delta rule by the Triton kernels of this package: see `triton_kernels`."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,7 +20,7 @@ class Tiling(NamedTuple):
 
 
 TILINGS = {
-    "read_scores": Tiling(64, 4, 3),
+    "prepare": Tiling(64, 4, 2),
     "scan_states": Tiling(64, 8, 2),
     "scan_outputs": Tiling(64, 8, 2),
     "scan_gradients": Tiling(64, 8, 2),
@@ -40,7 +37,7 @@ class _Call(NamedTuple):
     v: Tensor
     b: Tensor
     g: Tensor
-    inverse: Tensor
+    kept: Tensor  # (2, ..., H, C), the inverse of I + A and P
     documents: Documents
 
     @property
@@ -80,22 +77,21 @@ class _Call(NamedTuple):
 def forward(q, k, v, log_a, b, state, documents: Documents | None, final_state):
     """As `kernel_ops.Kernel` says."""
     documents = documents or whole_rows(*v.shape[:2], v.device)
-    g, inverse = solve(k, log_a, b, documents)
-    call = _Call(q, k, v, b, g, inverse, documents)
+    call = _prepare(q, k, v, log_a, b, documents)
     o, final = torch.empty_like(v), None
     if final_state:
         shape = (len(documents.cu_seqlens) - 1, v.shape[2], k.shape[-1], v.shape[-1])
         final = v.new_empty(shape, dtype=torch.float32)
-    _scan_states(call, _read_scores(call), state, o, final, None, None)
-    return o, final, g, inverse
+    _scan_states(call, state, o, final, None, None)
+    return o, final, call.g, call.kept
 
 
-def backward(q, k, v, g, b, inverse, state, do, dstate, documents: Documents | None):
+def backward(q, k, v, g, b, kept, state, do, dstate, documents: Documents | None):
     """As `kernel_ops.Kernel` says."""
-    call = _Call(q, k, v, b, g, inverse, documents or whole_rows(*v.shape[:2], v.device))
+    call = _Call(q, k, v, b, g, kept, documents or whole_rows(*v.shape[:2], v.device))
     states, writes = call.states(), torch.empty_like(v)
-    _scan_states(call, None, state, None, None, states, writes)
-    dstates, dx, dinitial = _scan_gradients(call, _read_scores(call), do, dstate, state)
+    _scan_states(call, state, None, None, states, writes)
+    dstates, dx, dinitial = _scan_gradients(call, do, dstate, state)
     dp, da, dv, db_v = _score_gradients(call, writes, do, dx)
     dq, dk, dg, db = _key_gradients(call, states, dstates, writes, do, dx, dp, da)
     return dq, dk, dv, *_sum_parts(call, dg, db, db_v), dinitial
@@ -108,44 +104,27 @@ def whole_rows(n_rows: int, n_tokens: int, device: torch.device) -> Documents:
     return Documents(*(x.to(device) for x in (cu_seqlens, *chunk_table(cu_seqlens, CHUNK))))
 
 
-def solve(k: Tensor, log_a: Tensor, b: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
-    """g (..., H) and the rows of (I + A)^-1, (..., H, C)."""
-    from fla.ops.gated_delta_rule.chunk_fwd import chunk_gated_delta_rule_fwd_kkt_solve_kernel
-    from fla.ops.utils import chunk_local_cumsum
-    from fla.ops.utils.constant import RCP_LN2
-
-    k, log_a, b = (x.reshape(1, -1, *x.shape[2:]) for x in (k, log_a, b))
-    cu_seqlens, chunk_indices, _ = documents
-    g = chunk_local_cumsum(
-        log_a, chunk_size=CHUNK, scale=RCP_LN2, cu_seqlens=cu_seqlens, chunk_indices=chunk_indices
-    )
-    n_tokens, n_keys, k_dim = k.shape[1:]
-    inverse = k.new_zeros(1, n_tokens, b.shape[2], CHUNK)
-    chunk_gated_delta_rule_fwd_kkt_solve_kernel[(len(chunk_indices), b.shape[2])](
-        k=k, g=g, beta=b, A=inverse, cu_seqlens=cu_seqlens, chunk_indices=chunk_indices,
-        T=n_tokens, H=n_keys, HV=b.shape[2], K=k_dim, BT=CHUNK, BC=16,
-    )  # fmt: skip
-    return g, inverse
-
-
 def _launch(name: str) -> dict[str, int]:
     return {"num_warps": TILINGS[name].warps, "num_stages": TILINGS[name].stages}
 
 
-def _read_scores(call: _Call) -> Tensor:
-    from mixlab.ops.gated_delta_rule.triton_kernels import read_scores
+def _prepare(
+    q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, documents: Documents
+) -> _Call:
+    from mixlab.ops.gated_delta_rule.triton_kernels import prepare
 
-    p = torch.empty_like(call.inverse)
-    read_scores[call.n_chunks, call.n_heads](
-        call.q, call.k, call.g, p, *call.by_chunk, call.scale,
-        **call.sizes("GHKC"), BK=min(call.k.shape[-1], TILINGS["read_scores"].columns),
-        **_launch("read_scores"),
+    kept = k.new_empty(2, *b.shape, CHUNK)
+    call = _Call(q, k, v, b, torch.empty_like(b), kept, documents)
+    prepare[call.n_chunks, call.n_heads](
+        q, k, log_a, b, call.g, *kept, *call.by_chunk, call.scale,
+        **call.sizes("GHKC"), BK=min(k.shape[-1], TILINGS["prepare"].columns),
+        **_launch("prepare"),
     )  # fmt: skip
-    return p
+    return call
 
 
 def _scan_states(
-    call: _Call, p: Tensor | None, first: Tensor | None, o: Tensor | None, final: Tensor | None,
+    call: _Call, first: Tensor | None, o: Tensor | None, final: Tensor | None,
     states: Tensor | None, writes: Tensor | None,
 ) -> None:  # fmt: skip
     from mixlab.ops.gated_delta_rule.triton_kernels import scan_states
@@ -153,7 +132,7 @@ def _scan_states(
     name = "scan_states" if o is None else "scan_outputs"
     columns = min(call.v.shape[-1], TILINGS[name].columns)
     scan_states[call.lanes(columns)](
-        call.q, call.k, call.v, call.b, call.g, call.inverse, p, first, o, final, states, writes,
+        call.q, call.k, call.v, call.b, call.g, *call.kept, first, o, final, states, writes,
         *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
         HAS_FIRST=first is not None, HAS_FINAL=final is not None, READS=o is not None,
@@ -162,7 +141,7 @@ def _scan_states(
 
 
 def _scan_gradients(
-    call: _Call, p: Tensor, do: Tensor, dfinal: Tensor | None, first: Tensor | None
+    call: _Call, do: Tensor, dfinal: Tensor | None, first: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     from mixlab.ops.gated_delta_rule.triton_kernels import scan_gradients
 
@@ -170,7 +149,7 @@ def _scan_gradients(
     dfirst = None if first is None else torch.empty_like(first)
     columns = min(call.v.shape[-1], TILINGS["scan_gradients"].columns)
     scan_gradients[call.lanes(columns)](
-        call.q, call.k, call.b, call.g, call.inverse, p, do, dfinal, dfirst, dstates, dx,
+        call.q, call.k, call.b, call.g, *call.kept, do, dfinal, dfirst, dstates, dx,
         *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
         HAS_FIRST=first is not None, HAS_FINAL=dfinal is not None,
@@ -182,7 +161,7 @@ def _scan_gradients(
 def _score_gradients(call: _Call, writes: Tensor, do: Tensor, dx: Tensor) -> tuple[Tensor, ...]:
     from mixlab.ops.gated_delta_rule.triton_kernels import score_gradients
 
-    dp, da = torch.empty_like(call.inverse), torch.empty_like(call.inverse)
+    dp, da = torch.empty_like(call.kept)
     dv, db = torch.empty_like(call.v), torch.empty_like(call.g)
     score_gradients[call.n_chunks, call.n_heads](
         call.v, call.b, call.g, writes, do, dx, dp, da, dv, db, *call.by_chunk, call.scale,
@@ -226,4 +205,4 @@ def _sum_parts(call: _Call, dg: Tensor, db: Tensor, db_v: Tensor) -> tuple[Tenso
     return dlog_a, db_all
 
 
-register("triton", Kernel(forward, backward))
+register("triton", Kernel(forward, backward), n_kept=2)
