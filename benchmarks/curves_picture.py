@@ -9,17 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from mixlab.report.panel import FAINT, headline, name_panel, png, short_count, style
+from mixlab.report.panel import FAINT, headline, name_panel, short_count, style
 
-__all__ = ["curves_picture", "png"]
 COLOURS = {"ours": "#0072B2", "published": "#D55E00"}  # Okabe and Ito
 
 
-def loss_at(run: dict[str, Any], seconds: float) -> float | None:
-    """The validation loss at a moment, between two evaluations on a line; None beyond the run."""
+def loss_at(run: dict[str, Any], seconds: float) -> float:
+    """The validation loss at a moment, between two evaluations on a line."""
     at = eval_seconds(run)
-    if seconds > at[-1]:
-        return None
     return float(np.interp(seconds, at, [row["loss_nats"] for row in run["evals"]]))
 
 
@@ -35,11 +32,15 @@ def curves_picture(runs: Sequence[dict[str, Any]]) -> Figure:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02)
     left, right = figure.subplots(1, 2, sharey=True)
     device = runs[0]["device"].get("device_name") or runs[0]["device"]["device"]
-    n_steps = len(runs[0]["seconds"])
-    headline(figure, "Beside the published recipe", f"{n_steps} updates, {device}")
+    n_steps = max(len(run["seconds"]) for run in runs)
+    title = "hybrid-sparse-17 beside the published recipe"
+    headline(figure, title, f"{n_steps} updates, {device}, {runs[0]['made']}")
     name_panel(left, "Validation loss over time", "nats per token")
     name_panel(right, "The same over tokens", "faint: training loss")
+    longest = max(len(run["seconds"]) for run in runs)
     for run in runs:
+        n_steps = len(run["seconds"])
+        dashes = "-" if n_steps == longest else (0, (3, 1.5))
         colour, nats = COLOURS[run["side"]], [row["loss_nats"] for row in run["evals"]]
         per_step = run["tokens_per_step"]
         xs = {
@@ -49,7 +50,8 @@ def curves_picture(runs: Sequence[dict[str, Any]]) -> Figure:
         }  # fmt: skip
         for ax, (x_train, x_eval) in xs.items():
             ax.plot(x_train, run["train_loss"], color=colour, alpha=0.22, linewidth=1)
-            ax.plot(x_eval, nats, color=colour, linewidth=2, marker="o", markersize=4)
+            ax.plot(x_eval, nats, color=colour, linewidth=2, linestyle=dashes, marker="o",
+                    markersize=4)  # fmt: skip
     _names(right, runs)
     _unigram(left, right, runs)
     for ax in (left, right):
@@ -70,22 +72,27 @@ def _limits(runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
     early = max(run["evals"][min(1, len(run["evals"]) - 1)]["loss_nats"] for run in runs)
     unigram = max((run["context"].get("unigram_entropy_nats", 0.0) for run in runs), default=0.0)
     high = max(early, unigram)
-    return low - 0.12 * (high - low), high + 0.12 * (high - low)
+    return low - 0.12 * (high - low), high + 0.36 * (high - low)  # room for the names
 
 
 def _names(ax: Axes, runs: Sequence[dict[str, Any]]) -> None:
+    longest = max(len(run["seconds"]) for run in runs)
+    full = [run for run in runs if len(run["seconds"]) == longest]
     for i, run in enumerate(runs):
-        speed = 1000 * run["tokens_per_step"] / run["median_ms"]
-        text = (
-            f"{run['label']}: {run['n_params'] / 1e6:.1f}M, {short_count(round(speed, -3))} tok/s"
-        )
+        speed = short_count(round(1000 * run["tokens_per_step"] / run["median_ms"], -3))
+        text = f"{run['label']}: {run['n_params'] / 1e6:.1f}M, {speed} tok/s"
+        if run not in full:
+            text = f"dashed: its schedule in {len(run['seconds'])} updates"
         ax.text(0.98, 0.97 - 0.075 * i, text, transform=ax.transAxes, color=COLOURS[run["side"]],
                 fontsize=10, weight="bold", ha="right", va="top")  # fmt: skip
-        end = run["evals"][-1]
+    ends = {run["side"]: run["evals"][-1]["loss_nats"] for run in full}
+    for run in full:
+        nats, step = run["evals"][-1]["loss_nats"], run["evals"][-1]["step"]
         ax.annotate(
-            f"{end['loss_nats']:.2f}", (end["step"] * run["tokens_per_step"], end["loss_nats"]),
-            xytext=(6, 0), textcoords="offset points", color=COLOURS[run["side"]], fontsize=10,
-            weight="bold", va="center", annotation_clip=False,
+            f"{nats:.2f}", (step * run["tokens_per_step"], nats),
+            xytext=(6, 6 if nats == max(ends.values()) else -6), textcoords="offset points",
+            fontsize=10, color=COLOURS[run["side"]], weight="bold", va="center",
+            annotation_clip=False,
         )  # fmt: skip
 
 
@@ -100,16 +107,16 @@ def _unigram(left: Axes, right: Axes, runs: Sequence[dict[str, Any]]) -> None:
 
 
 def _equal_time(ax: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    """Where the quicker run ends: what the other one has reached by then."""
-    if len(runs) < 2:
+    """Where our run ends: what the others have reached by then, or at their own end before it."""
+    ours = next((run for run in runs if run["side"] == "ours"), None)
+    others = [run for run in runs if run["side"] != "ours"]
+    if ours is None or not others:
         return
-    first, other = sorted(runs, key=lambda run: run["seconds"][-1])[:2]
-    at, nats = first["seconds"][-1], first["evals"][-1]["loss_nats"]
-    there = loss_at(other, at)
-    if there is None:
-        return
-    ax.plot([at, at], [nats, there], color=FAINT, linewidth=1.2, zorder=1)
+    at, nats = ours["seconds"][-1], ours["evals"][-1]["loss_nats"]
+    reached = [loss_at(run, at) for run in others]
+    found = " or ".join(f"{loss:.2f}" for loss in sorted(reached))
+    ax.plot([at, at], [nats, max(reached)], color=FAINT, linewidth=1.2, zorder=1)
     ax.annotate(
-        f"after {at:.0f} s\n{nats:.2f} against {there:.2f}", (at, (nats + there) / 2),
-        xytext=(8, 0), textcoords="offset points", fontsize=10, va="center",
+        f"after {at:.0f} s: {nats:.2f} against {found}", (at, nats), xytext=(9, -7),
+        textcoords="offset points", fontsize=10, va="center",
     )  # fmt: skip
