@@ -48,7 +48,12 @@ def loss_by_document(
             dtype = compute_dtype or torch.bfloat16
             with torch.autocast(device.type, dtype=dtype, enabled=compute_dtype is not None):
                 h = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix)).h
-            scores = score_tokens(h.flatten(0, 1), model.head_weight, batch.targets.flatten())
+            scores = score_tokens(
+                h.flatten(0, 1),
+                model.head_weight,
+                batch.targets.flatten(),
+                compute_dtype=compute_dtype,
+            )
             nats.append(scores.nats.double().cpu().numpy())
     finally:
         model.train(was_training)

@@ -76,9 +76,10 @@ def _score(
         arguments = () if loops is None else (loops,)
         h = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments).h
     targets = batch.targets.flatten()
-    scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
+    scores = score_tokens(h.flatten(0, 1), model.head_weight, targets, compute_dtype=compute_dtype)
     is_target = targets != IGNORE
-    n_bytes = bytes_of[targets[is_target]].sum()
+    # Not by a mask of rows, whose length a GPU would have to be waited for.
+    n_bytes = torch.where(is_target, bytes_of[targets.clamp(min=0)], 0).sum()
     return torch.stack(
         [
             scores.nats.double().sum(),

@@ -107,7 +107,9 @@ class Scorer:
         tokens, targets, packing = self._tensors(rows)
         h = final_states(self.model, tokens, packing, self.compute_dtype)
         wanted = targets != IGNORE  # (B, T)
-        scores = score_tokens(h[wanted], self.model.head_weight, targets[wanted])
+        scores = score_tokens(
+            h[wanted], self.model.head_weight, targets[wanted], compute_dtype=self.compute_dtype
+        )
         row = wanted.nonzero()[:, 0]
         nats = torch.zeros(len(rows), dtype=torch.float64, device=row.device)
         nats.index_add_(0, row, scores.nats.double())

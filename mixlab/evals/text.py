@@ -52,7 +52,9 @@ def sums_by_document(
             packing = Packing(batch.segments, batch.prefix)
             h = final_states(model, batch.tokens, packing, compute_dtype)
             targets = batch.targets.flatten()
-            scores = score_tokens(h.flatten(0, 1), model.head_weight, targets)
+            scores = score_tokens(
+                h.flatten(0, 1), model.head_weight, targets, compute_dtype=compute_dtype
+            )
             nats.append(scores.nats.double().cpu().numpy())
             hits.append(scores.is_correct.cpu().numpy())
             targets_seen.append(targets.cpu().numpy())
