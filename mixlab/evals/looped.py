@@ -50,37 +50,51 @@ class ExitQuality(NamedTuple):
     calibration: list[dict[str, float]]  # ten bins of that probability, or of the score's rank
 
 
-class InputUse(NamedTuple):
-    """The loss on the true tokens, and on the same tokens in random places; same targets."""
-
-    true_nats: float
-    random_nats: float
-
-
-def loss_by_depth(
+def read_exits(
     model: LanguageModel,
     batches: Iterable[Batch],
     max_steps: int,
     *,
     compute_dtype: torch.dtype | None = None,
-) -> list[AtDepth]:
-    """The loss at 1 to `max_steps` steps, in one pass that reads every exit."""
-    loops = Loops(max_steps, every_exit=True)
-    sums = torch.zeros(max_steps, 2, dtype=torch.float64)
-    n_targets = 0
+) -> tuple[list[AtDepth], ExitQuality | None]:
+    """The loss at 1 to `max_steps` steps, and the quality of the exit rule, in one pass.
+
+    The rule is judged at the trained depth, and no token leaves: each exit is looked at with all
+    tokens at the same depth. No quality where no token may leave at all. `max_steps` is at least
+    the trained depth, and 2.
+    """
+    assert model.cfg.recursion is not None
+    losses = _ByDepth(model, max_steps)
+    quality = _Quality(model) if model.cfg.recursion.halting.kind != "fixed" else None
 
     def add(out: Trunk, targets: Tensor) -> None:
-        nonlocal n_targets
-        assert out.loops is not None
-        n_targets += int((targets != IGNORE).sum())
-        for found in out.loops.exits:
-            scores = score_tokens(found.h.flatten(0, 1), model.head_weight, targets)
-            hits = (scores.is_correct & (targets != IGNORE)).double().sum()
-            sums[found.step - 1] += torch.stack([scores.nats.double().sum(), hits]).cpu()
+        losses.add(out, targets)
+        if quality is not None:
+            quality.add(out, targets)
 
-    _run(model, batches, loops, compute_dtype, add)
-    means = (sums / n_targets).tolist()
-    return [AtDepth(i + 1, nats, hits) for i, (nats, hits) in enumerate(means)]
+    _run(model, batches, Loops(max_steps, every_exit=True), compute_dtype, add)
+    return losses.rows(), None if quality is None else quality.found()
+
+
+class _ByDepth:
+    """Adds up losses and hits at every exit."""
+
+    def __init__(self, model: LanguageModel, max_steps: int) -> None:
+        self._model = model
+        self._sums = torch.zeros(max_steps, 2, dtype=torch.float64)
+        self._n_targets = 0
+
+    def add(self, out: Trunk, targets: Tensor) -> None:
+        assert out.loops is not None
+        self._n_targets += int((targets != IGNORE).sum())
+        for found in out.loops.exits:
+            scores = score_tokens(found.h.flatten(0, 1), self._model.head_weight, targets)
+            hits = (scores.is_correct & (targets != IGNORE)).double().sum()
+            self._sums[found.step - 1] += torch.stack([scores.nats.double().sum(), hits]).cpu()
+
+    def rows(self) -> list[AtDepth]:
+        means = (self._sums / self._n_targets).tolist()
+        return [AtDepth(i + 1, nats, hits) for i, (nats, hits) in enumerate(means)]
 
 
 def loss_with_exits(
@@ -113,87 +127,95 @@ def loss_with_exits(
     return found
 
 
-def choose_threshold(
-    rows: Sequence[WithExits], full_loss_nats: float, max_rise_nats: float
-) -> WithExits | None:
-    """The row with the fewest steps among those whose loss rises by at most `max_rise_nats`."""
-    within = [row for row in rows if row.loss_nats - full_loss_nats <= max_rise_nats + 1e-9]
-    return min(within, key=lambda row: row.mean_steps, default=None)
+def search_threshold(
+    measure: Callable[[float], WithExits],
+    thresholds: Sequence[float],
+    full_loss_nats: float,
+    max_rise_nats: float,
+) -> tuple[list[WithExits], WithExits | None]:
+    """The most eager threshold whose loss rises by at most `max_rise_nats`, if there is one.
 
-
-def exit_quality(
-    model: LanguageModel, batches: Iterable[Batch], *, compute_dtype: torch.dtype | None = None
-) -> ExitQuality:
-    """Hold what the exit rule goes by against whether further steps change the predicted token.
-
-    No token leaves here: each exit is looked at with all tokens at the same depth.
+    `thresholds` go from eager to careful. The search halves them, as more careful ones cost less
+    loss; all that it measured comes back, in that order.
     """
-    cfg = model.cfg.recursion
-    assert cfg is not None and cfg.halting.kind != "fixed"
-    is_gate = cfg.halting.kind == "gate"
-    loops = Loops(max(2, cfg.depth.trained_steps), every_exit=True)
-    scores: list[Tensor] = []
-    done: list[Tensor] = []
+    rows: dict[int, WithExits] = {}
+    first, end = 0, len(thresholds)  # the answer is one of these, or `end`
+    while first < end:
+        middle = (first + end) // 2
+        rows[middle] = measure(thresholds[middle])
+        if rows[middle].loss_nats - full_loss_nats <= max_rise_nats + 1e-9:
+            end = middle
+        else:
+            first = middle + 1
+    return [rows[i] for i in sorted(rows)], rows.get(end)
 
-    def add(out: Trunk, targets: Tensor) -> None:
+
+class _Quality:
+    """Collects what the exit rule goes by, and whether further steps change the predicted token."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        cfg = model.cfg.recursion
+        assert cfg is not None and cfg.halting.kind != "fixed"
+        self._model, self._is_gate = model, cfg.halting.kind == "gate"
+        self._n_steps = max(2, cfg.depth.trained_steps)
+        self._scores: list[Tensor] = []
+        self._done: list[Tensor] = []
+
+    def add(self, out: Trunk, targets: Tensor) -> None:
         assert out.loops is not None
-        exits, is_target = out.loops.exits, (targets != IGNORE).cpu()
-        last = _predicted(model, exits[-1].h)
-        if is_gate:
-            log_going = torch.zeros_like(last, dtype=torch.float32)
+        exits, is_target = out.loops.exits[: self._n_steps], (targets != IGNORE).cpu()
+        last = _predicted(self._model, exits[-1].h)
+        log_going = torch.zeros_like(last, dtype=torch.float32)
         for before, here in itertools.pairwise([None, *exits[:-1]]):
-            if is_gate:
+            if self._is_gate:
                 assert here.gate_logits is not None
                 log_going = log_going + F.logsigmoid(-here.gate_logits.flatten())
-                scores.append((-torch.expm1(log_going)).cpu()[is_target])
+                self._scores.append((-torch.expm1(log_going)).cpu()[is_target])
             elif before is None:
                 continue  # there is nothing to compare the first output with
             else:
-                scores.append(-_moved(model, before.h, here.h).cpu()[is_target])
-            done.append((_predicted(model, here.h) == last).cpu()[is_target])
+                self._scores.append(-_moved(self._model, before.h, here.h).cpu()[is_target])
+            self._done.append((_predicted(self._model, here.h) == last).cpu()[is_target])
 
-    _run(model, batches, loops, compute_dtype, add)
-    if not scores:  # two steps, and a rule that needs two outputs: there is no exit to judge
-        return ExitQuality(math.nan, None, None, [])
-    score, is_done = torch.cat(scores).double().numpy(), torch.cat(done).numpy()
-    probability = score if is_gate else score.argsort().argsort() / len(score)
-    return ExitQuality(
-        done_frac=float(is_done.mean()),
-        auroc=auroc(score, is_done),
-        ece=calibration_error(score, is_done) if is_gate else None,
-        calibration=calibration(probability, is_done),
-    )
+    def found(self) -> ExitQuality:
+        if not self._scores:  # two steps, and a rule that needs two outputs: no exit to judge
+            return ExitQuality(math.nan, None, None, [])
+        score = torch.cat(self._scores).double().numpy()
+        is_done = torch.cat(self._done).numpy()
+        probability = score if self._is_gate else score.argsort().argsort() / len(score)
+        return ExitQuality(
+            done_frac=float(is_done.mean()),
+            auroc=auroc(score, is_done),
+            ece=calibration_error(score, is_done) if self._is_gate else None,
+            calibration=calibration(probability, is_done),
+        )
 
 
-def input_use(
+def shuffled_nats(
     model: LanguageModel,
     batches: Iterable[Batch],
     seed: int,
     *,
     compute_dtype: torch.dtype | None = None,
-) -> InputUse:
-    """What the model loses at its trained depth when its input's tokens are shuffled.
+) -> float:
+    """The loss at the trained depth when the input's tokens are shuffled and the targets are not.
 
     Shuffled over a whole batch: the frequencies of tokens stay, and nothing else does.
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = list(batches)
     shuffled = []
     for batch in batches:
         order = torch.randperm(batch.tokens.numel(), generator=generator)
         tokens = batch.tokens.flatten()[order].reshape(batch.tokens.shape)
         shuffled.append(batch._replace(tokens=tokens))
-    losses = []
-    for rows in (batches, shuffled):
-        sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(2, dtype=torch.float64)
 
-        def add(out: Trunk, targets: Tensor, sums: Tensor = sums) -> None:
-            nats = score_tokens(out.h.flatten(0, 1), model.head_weight, targets).nats
-            sums += torch.stack([nats.double().sum(), (targets != IGNORE).double().sum()]).cpu()
+    def add(out: Trunk, targets: Tensor) -> None:
+        nats = score_tokens(out.h.flatten(0, 1), model.head_weight, targets).nats
+        sums.add_(torch.stack([nats.double().sum(), (targets != IGNORE).double().sum()]).cpu())
 
-        _run(model, rows, Loops(), compute_dtype, add)
-        losses.append(float(sums[0] / sums[1]))
-    return InputUse(*losses)
+    _run(model, shuffled, Loops(), compute_dtype, add)
+    return float(sums[0] / sums[1])
 
 
 def _predicted(model: LanguageModel, h: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ from typing import Any
 from mixlab.data.batch import Batch
 from mixlab.data.loader import Loader
 from mixlab.evals.looped import (
-    choose_threshold,
-    exit_quality,
-    input_use,
-    loss_by_depth,
+    AtDepth,
+    WithExits,
     loss_with_exits,
+    read_exits,
+    search_threshold,
+    shuffled_nats,
 )
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
@@ -23,7 +24,7 @@ THRESHOLDS = {
     "gate": (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95),
     "kl_exit": (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4),
 }
-"""Exit thresholds that are tried, from which one is chosen where the config names none."""
+"""Exit thresholds from eager to careful, of which one is chosen where the config names none."""
 
 
 def is_looped(session: Session) -> bool:
@@ -48,19 +49,24 @@ def depth_figures(session: Session, screen: Screen) -> dict[str, Any]:
         "n_tokens": sum(batch.n_targets() for batch in batches),
     }
     average = nullcontext() if session.ema is None else session.ema.applied()
-    with average, screen.task("Measuring every depth", None):
-        by_depth = loss_by_depth(session.model, batches, wanted, compute_dtype=dtype)
+    with average:
+        with screen.task("Measuring every depth", None):
+            # One pass for both: the closing figures are to cost little beside the training.
+            by_depth, quality = read_exits(session.model, batches, wanted, compute_dtype=dtype)
+            shuffled = shuffled_nats(
+                session.model, batches, session.config.seed, compute_dtype=dtype
+            )
+        full = by_depth[trained - 1]
         figures["by_depth"] = [row._asdict() for row in by_depth]
-        use = input_use(session.model, batches, session.config.seed, compute_dtype=dtype)
-        figures["input_use"] = use._asdict()
-    if cfg.halting.kind != "fixed":
-        with nullcontext() if session.ema is None else session.ema.applied():
-            figures.update(_exits(session, screen))
+        figures["input_use"] = {"true_nats": full.loss_nats, "random_nats": shuffled}
+        if quality is not None:
+            figures.update(_exits(session, batches, full, screen))
+            figures["exit_quality"] = quality._asdict()
     return figures
 
 
-def _exits(session: Session, screen: Screen) -> dict[str, Any]:
-    """What leaving early costs at several thresholds, the chosen one, and whether the rule knows.
+def _exits(session: Session, batches: list[Batch], full: AtDepth, screen: Screen) -> dict[str, Any]:
+    """What leaving early costs at some thresholds, and at the chosen one on the test split.
 
     A chosen threshold is put into the model, and held against the test split: its loss on the text
     that chose it is too good.
@@ -69,33 +75,31 @@ def _exits(session: Session, screen: Screen) -> dict[str, Any]:
     assert model.recursion is not None
     halting = model.recursion.cfg.halting
     configured = halting.exit_threshold
-    thresholds = sorted({*THRESHOLDS[halting.kind], *([] if configured is None else [configured])})
-    batches = _batches(session, "validation", N_TOKENS)
-    rows = []
-    with screen.task("Trying exit thresholds", len(thresholds) + 1) as advance:
-        (full,) = loss_with_exits(model, batches, [halting.never], compute_dtype=dtype)
-        advance(1)
-        for threshold in thresholds:
-            rows += loss_with_exits(model, batches, [threshold], compute_dtype=dtype)
-            advance(1)
-    if configured is None:
-        chosen = choose_threshold(rows, full.loss_nats, halting.exit_max_rise)
-        model.recursion.chosen_threshold = (
-            halting.never if chosen is None else chosen.exit_threshold
+
+    def measure(threshold: float) -> WithExits:
+        return loss_with_exits(model, batches, [threshold], compute_dtype=dtype)[0]
+
+    with screen.task("Trying exit thresholds", None):
+        rows, chosen = search_threshold(
+            measure, THRESHOLDS[halting.kind], full.loss_nats, halting.exit_max_rise
         )
+        if configured is None:
+            model.recursion.chosen_threshold = (
+                halting.never if chosen is None else chosen.exit_threshold
+            )
+        elif configured not in (row.exit_threshold for row in rows):
+            rows.append(measure(configured))
     used = model.recursion.threshold
     with screen.task("Holding the exits against the test split", None):
         test = _batches(session, "test", N_TOKENS)
-        full, eager = loss_with_exits(model, test, [halting.never, used], compute_dtype=dtype)
-        quality = exit_quality(model, batches, compute_dtype=dtype)
+        whole, eager = loss_with_exits(model, test, [halting.never, used], compute_dtype=dtype)
     return {
         "halting": halting.kind,
         "exit_threshold": used,
         "is_chosen": configured is None,
         "exit_max_rise": halting.exit_max_rise,
         "with_exits": [row._asdict() for row in rows],
-        "test": {**eager._asdict(), "full_loss_nats": full.loss_nats},
-        "exit_quality": quality._asdict(),
+        "test": {**eager._asdict(), "full_loss_nats": whole.loss_nats},
     }
 
 
@@ -104,6 +108,8 @@ def _batches(session: Session, split: str, n_tokens: int) -> list[Batch]:
     loader = session.eval_loader
     if split != "validation":
         loader = Loader(session.data.split(split), seq_len, session.config.seed)
-    most = session.n_eval_windows if split == "validation" else loader.n_windows
+    # Of the test split as much as of the validation split: a run that asks for short evaluations
+    # does not want a long one at its end.
+    most = min(session.n_eval_windows, loader.n_windows)
     n_windows = min(most, max(1, n_tokens // seq_len))
     return list(loader.window_batches(n_windows, session.config.eval.batch_size))

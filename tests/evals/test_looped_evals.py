@@ -10,11 +10,10 @@ from mixlab.evals.expert_choice import expert_choices
 from mixlab.evals.language_modelling import evaluate
 from mixlab.evals.looped import (
     WithExits,
-    choose_threshold,
-    exit_quality,
-    input_use,
-    loss_by_depth,
     loss_with_exits,
+    read_exits,
+    search_threshold,
+    shuffled_nats,
 )
 from mixlab.nn.language_model import LanguageModelConfig, build_model
 from mixlab.nn.recursion.loop_pass import Loops
@@ -47,7 +46,8 @@ def batches():
 
 def test_one_pass_gives_the_loss_of_every_depth():
     model = looped("fixed").train()
-    rows = loss_by_depth(model, batches(), 7)
+    rows, quality = read_exits(model, batches(), 7)
+    assert quality is None, "no token may leave"
     assert model.training
     for row in rows:
         want = evaluate(model, batches(), np.ones(31), loops=Loops(row.steps))
@@ -64,7 +64,7 @@ def test_exits_are_counted_and_scored(halting):
     model = looped(halting)
     never, always = {"gate": (1.0, 1e-9), "kl_exit": (0.0, 1e9)}[halting]
     last, first = loss_with_exits(model, batches(), [never, always])
-    by_depth = {row.steps: row.loss_nats for row in loss_by_depth(model, batches(), 4)}
+    by_depth = {row.steps: row.loss_nats for row in read_exits(model, batches(), 4)[0]}
     least = 2 if halting == "kl_exit" else 1
     assert (last.mean_steps, first.mean_steps, last.max_steps) == (4, least, 4)
     assert last.loss_nats == pytest.approx(by_depth[4], rel=1e-5)
@@ -74,20 +74,28 @@ def test_exits_are_counted_and_scored(halting):
     assert first.halt_histogram[least - 1] == n_tokens == sum(first.halt_histogram)
 
 
-def test_the_fewest_steps_within_the_budget_are_chosen():
-    rows = [WithExits(t, loss, steps, 4, []) for t, loss, steps in
-            ((0.2, 3.30, 1.5), (0.5, 3.02, 2.5), (0.8, 3.01, 3.0), (0.9, 2.99, 3.9))]  # fmt: skip
-    assert choose_threshold(rows, 3.0, 0.02).exit_threshold == 0.5
-    assert choose_threshold(rows, 3.0, 0.01).exit_threshold == 0.8
-    assert choose_threshold(rows, 3.0, 0.0).exit_threshold == 0.9
-    assert choose_threshold(rows, 3.0, 1.0).exit_threshold == 0.2
-    assert choose_threshold(rows[:1], 3.0, 0.01) is None
+@pytest.mark.parametrize(
+    ("max_rise", "chosen", "tried"),
+    [
+        (0.02, 0.5, [0.2, 0.5, 0.8]),
+        (0.01, 0.8, [0.5, 0.8]),
+        (0.0, 0.9, [0.8, 0.9]),
+        (1.0, 0.2, [0.2, 0.5, 0.8]),
+        (-1.0, None, [0.8, 0.9]),
+    ],
+)
+def test_the_fewest_steps_within_the_budget_are_found(max_rise, chosen, tried):
+    rows = {t: WithExits(t, loss, steps, 4, []) for t, loss, steps in
+            ((0.2, 3.30, 1.5), (0.5, 3.02, 2.5), (0.8, 3.01, 3.0), (0.9, 2.99, 3.9))}  # fmt: skip
+    measured, found = search_threshold(rows.__getitem__, sorted(rows), 3.0, max_rise)
+    assert (found and found.exit_threshold) == chosen
+    assert [row.exit_threshold for row in measured] == tried
 
 
 def test_the_quality_of_a_gate_is_that_of_the_definition():
     """Against every (token, exit) pair by itself, in float64."""
     model = looped("gate")
-    found = exit_quality(model, batches())
+    _, found = read_exits(model, batches(), 7)
     scores, done = [], []
     for batch in batches():
         keep = (batch.targets != -100).flatten()
@@ -109,7 +117,7 @@ def test_the_quality_of_a_gate_is_that_of_the_definition():
 
 
 def test_a_rule_without_probability_has_ranks_and_no_ece():
-    found = exit_quality(looped("kl_exit"), batches())
+    _, found = read_exits(looped("kl_exit"), batches(), 4)
     assert found.ece is None and found.auroc > 0.5, "what moves less changes its token less often"
     n_pairs = 2 * (6 * 12 - 4)  # the second and third of four exits; four tokens are no targets
     assert sum(row["count"] for row in found.calibration) == n_pairs
@@ -123,10 +131,13 @@ def test_random_inputs_cost_what_the_model_takes_from_its_input():
         for block in model.blocks:
             for parameter in block.parameters():
                 parameter.zero_()
-    found = input_use(model, own, seed=0)
-    assert found.true_nats < found.random_nats - 1
-    blind = input_use(model.apply(_forget), own, seed=0)
-    assert blind.true_nats == pytest.approx(blind.random_nats)
+    assert true_nats(model, own) < shuffled_nats(model, own, seed=0) - 1
+    model.apply(_forget)
+    assert true_nats(model, own) == pytest.approx(shuffled_nats(model, own, seed=0))
+
+
+def true_nats(model, batches):
+    return read_exits(model, batches, 4)[0][-1].loss_nats
 
 
 def _forget(module):
