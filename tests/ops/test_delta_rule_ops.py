@@ -146,3 +146,18 @@ def test_one_graph_whatever_the_documents():
         want = gradients(by_definition, inputs, packing)
         assert_same(gradients(compiled, inputs, packing), want)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_pytorch_compiles_whole(case):
+    """`chunked` is one operator as well: its loops are not traced."""
+    inputs, packing = CASES[case]
+
+    def rule(q, k, v, log_a, b, state, packing):
+        return gated_delta_rule(
+            q=q, k=k, v=v, log_a=log_a, b=b, state=state, packing=packing,
+            normalize_qk=True, backend="chunked",
+        )  # fmt: skip
+
+    compiled = torch.compile(rule, backend="aot_eager", fullgraph=True)
+    assert_same(gradients(compiled, inputs, packing), gradients(by_definition, inputs, packing))

@@ -27,7 +27,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.gated_delta_rule.blocks import Block, Plan, load_block
@@ -72,64 +71,108 @@ def run_chunked(
         ids = None if ids is None else torch.cat([ids, ids[:, -1:].expand(-1, n_pad)], dim=1)
     lanes = CPU_TOKENS // size if q.device.type == "cpu" else 2**30
     plan = Plan(size, n_chunks, normalize_qk, lanes)
-    o, state = _Chunked.apply(q, k, v, log_a, b, state, ids, plan)
+    o, state, _ = torch.ops.mixlab.delta_rule_chunked(q, k, v, log_a, b, state, ids, *plan)
     return o[:, :n_tokens].to(out_dtype), state
 
 
-class _Chunked(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor,
-        state: Tensor | None, ids: Tensor | None, plan: Plan,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        (n_rows, _, n_heads, v_dim), k_dim = v.shape, k.shape[-1]
-        o = torch.empty_like(v, memory_format=torch.contiguous_format)
-        final = v.new_empty(n_rows, n_heads, k_dim, v_dim)
-        kept = []
-        with torch.autocast(v.device.type, enabled=False):
-            for rows in plan.row_blocks(n_rows, n_heads):
-                some = final[rows].flatten(0, 1)  # (B * H, K, V), a view
-                some.zero_() if state is None else some.copy_(state[rows].flatten(0, 1))
-                for chunks in plan.chunk_blocks(rows.stop - rows.start, n_heads):
-                    block = load_block(plan, (q, k, v, log_a, b), ids, rows, chunks)
-                    kept += _forward_block(plan, block, some, o, rows, chunks)
-        ctx.set_materialize_grads(False)
-        ctx.plan, ctx.has_state = plan, state is not None
-        ctx.save_for_backward(q, k, v, log_a, b, ids, final, *kept)
-        return o, final
+_PLAN = "SymInt size, SymInt n_chunks, bool normalize_qk, SymInt lanes"
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, do: Tensor | None, dfinal: Tensor | None):
-        plan: Plan = ctx.plan
-        *inputs, ids, final = ctx.saved_tensors[:7]
-        kept = list(ctx.saved_tensors[7:])
-        v = inputs[2]
-        n_rows, _, n_heads, _ = v.shape
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
-        do = torch.zeros_like(v) if do is None else do
-        dstate = torch.zeros_like(final) if dfinal is None else dfinal.to(final.dtype).clone()
-        with torch.autocast(v.device.type, enabled=False):
-            for rows in reversed(plan.row_blocks(n_rows, n_heads)):
-                after = final[rows].flatten(0, 1)
-                dsome = dstate[rows].flatten(0, 1)
-                for chunks in reversed(plan.chunk_blocks(rows.stop - rows.start, n_heads)):
-                    inverse, writes, states = kept[-3:]
-                    del kept[-3:]
-                    block = load_block(plan, tuple(inputs), ids, rows, chunks)
-                    dout = plan.cut(do, rows, chunks)
-                    found = _backward_block(
-                        plan, block, inverse, writes, states, after, dout, dsome
-                    )
-                    for x, whole in zip(found, grads, strict=True):
-                        plan.paste(x, whole, rows, chunks)
-                    after = states[0]
-        # A decay with nothing before it has no effect; rounding would leave a trace of one.
-        if ids is not None:
-            grads[3][:, 1:].masked_fill_((ids[:, 1:] != ids[:, :-1])[..., None], 0.0)
-        if not ctx.has_state:
-            grads[3][:, 0] = 0.0
-        return (*grads, dstate if ctx.has_state else None, None, None)
+
+@torch.library.custom_op(
+    "mixlab::delta_rule_chunked",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor log_a, Tensor b, Tensor? state, Tensor? ids, "
+    f"{_PLAN}) -> (Tensor, Tensor, Tensor[])",
+)
+def _forward(q, k, v, log_a, b, state, ids, *plan):
+    """Outputs, the state after the last token, and T, w and S of block after block."""
+    plan = Plan(*plan)
+    n_rows, _, n_heads, _ = v.shape
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    final = v.new_empty(n_rows, n_heads, k.shape[-1], v.shape[-1])
+    kept = []
+    with torch.autocast(v.device.type, enabled=False):
+        for rows in plan.row_blocks(n_rows, n_heads):
+            some = final[rows].flatten(0, 1)  # (B * H, K, V), a view
+            some.zero_() if state is None else some.copy_(state[rows].flatten(0, 1))
+            for chunks in plan.chunk_blocks(rows.stop - rows.start, n_heads):
+                block = load_block(plan, (q, k, v, log_a, b), ids, rows, chunks)
+                kept += _forward_block(plan, block, some, o, rows, chunks)
+    return o, final, kept
+
+
+@_forward.register_fake
+def _(q, k, v, log_a, b, state, ids, *plan):
+    plan = Plan(*plan)
+    (n_rows, _, n_heads, v_dim), k_dim = v.shape, k.shape[-1]
+    kept = []
+    for rows in plan.row_blocks(n_rows, n_heads):
+        lanes = (rows.stop - rows.start) * n_heads
+        for chunks in plan.chunk_blocks(rows.stop - rows.start, n_heads):
+            n = chunks.stop - chunks.start
+            shapes = ((n * lanes, plan.size, plan.size), (n, lanes, plan.size, v_dim))
+            kept += [v.new_empty(shape) for shape in (*shapes, (n, lanes, k_dim, v_dim))]
+    return v.new_empty(v.shape), v.new_empty(n_rows, n_heads, k_dim, v_dim), kept
+
+
+@torch.library.custom_op(
+    "mixlab::delta_rule_chunked_backward",
+    mutates_args=(),
+    schema="(Tensor q, Tensor k, Tensor v, Tensor log_a, Tensor b, bool has_state, Tensor? ids, "
+    f"{_PLAN}, Tensor final, Tensor[] kept, Tensor do, Tensor? dfinal) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(q, k, v, log_a, b, has_state, ids, size, n_chunks, normalize_qk, lanes, *rest):
+    """Gradients of q, k, v, log_a, b and of the state before the first token."""
+    final, kept, do, dfinal = rest
+    inputs, plan = (q, k, v, log_a, b), Plan(size, n_chunks, normalize_qk, lanes)
+    kept, (n_rows, _, n_heads, _) = list(kept), v.shape
+    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+    dstate = torch.zeros_like(final) if dfinal is None else dfinal.to(final.dtype).clone()
+    with torch.autocast(v.device.type, enabled=False):
+        for rows in reversed(plan.row_blocks(n_rows, n_heads)):
+            after = final[rows].flatten(0, 1)
+            dsome = dstate[rows].flatten(0, 1)
+            for chunks in reversed(plan.chunk_blocks(rows.stop - rows.start, n_heads)):
+                inverse, writes, states = kept[-3:]
+                del kept[-3:]
+                block = load_block(plan, inputs, ids, rows, chunks)
+                dout = plan.cut(do, rows, chunks)
+                found = _backward_block(plan, block, inverse, writes, states, after, dout, dsome)
+                for x, whole in zip(found, grads, strict=True):
+                    plan.paste(x, whole, rows, chunks)
+                after = states[0]
+    # A decay with nothing before it has no effect; rounding would leave a trace of one.
+    if ids is not None:
+        grads[3][:, 1:].masked_fill_((ids[:, 1:] != ids[:, :-1])[..., None], 0.0)
+    if not has_state:
+        grads[3][:, 0] = 0.0
+    return (*grads, dstate)
+
+
+@_backward.register_fake
+def _(q, k, v, log_a, b, has_state, ids, size, n_chunks, normalize_qk, lanes, final, *rest):
+    return tuple(x.new_empty(x.shape) for x in (q, k, v, log_a, b, final))
+
+
+def _keep(ctx, inputs, output) -> None:
+    *tensors, state, ids, size, n_chunks, normalize_qk, lanes = inputs
+    _, final, kept = output
+    ctx.set_materialize_grads(False)
+    ctx.plan, ctx.has_state = Plan(size, n_chunks, normalize_qk, lanes), state is not None
+    ctx.save_for_backward(*tensors, ids, final, *kept)
+
+
+def _gradient(ctx, do: Tensor | None, dfinal: Tensor | None, _: list) -> tuple:
+    *inputs, ids, final = ctx.saved_tensors[:7]
+    kept = list(ctx.saved_tensors[7:])
+    do = torch.zeros_like(inputs[2]) if do is None else do
+    op = torch.ops.mixlab.delta_rule_chunked_backward
+    *grads, dstate = op(*inputs, ctx.has_state, ids, *ctx.plan, final, kept, do, dfinal)
+    return (*grads, dstate if ctx.has_state else None, None, *(None for _ in ctx.plan))
+
+
+_forward.register_autograd(_gradient, setup_context=_keep)
 
 
 def _forward_block(
