@@ -7,7 +7,7 @@ from typing import Any
 from mixlab.core.run_dir import RunDir
 from mixlab.training import checkpoint as checkpoints
 
-TIMES = {"elapsed_s", "tokens_per_s", "mfu"}
+TIMES = {"elapsed_s", "eval_s", "save_s", "tokens_per_s", "mfu"}
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

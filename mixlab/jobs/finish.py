@@ -47,6 +47,8 @@ def finish(
         "tokens": progress.tokens,
         "flops": session.n_computed(progress) * session.budget.train_flops_per_token,
         "train_s": progress.elapsed_s,
+        "eval_s": progress.eval_s,
+        "save_s": progress.save_s,
         "final": validation[-1] if validation else None,
         "best": best,
     }

@@ -75,6 +75,15 @@ def _opening(m: Material) -> str:
     return "\n\n".join(lines)
 
 
+def _besides(summary: Mapping[str, Any]) -> str:
+    """What evaluations and saves took of the training time."""
+    total = summary.get("train_s")
+    if not total or "eval_s" not in summary:
+        return ""
+    evals, saves = (100 * summary[key] / total for key in ("eval_s", "save_s"))
+    return f"{evals:.1f} % for evaluations, {saves:.1f} % for saves"
+
+
 def _unfinished(m: Material) -> str:
     status = m.summary.get("status")
     if status in ("finished", "stopped early"):
@@ -289,6 +298,7 @@ def training_section(m: Material) -> str:
         ("tokens", units.count(m.total("tokens", "tokens"))),
         ("FLOPs", units.flops(n_flops)),
         ("time", units.duration(m.total("train_s", "elapsed_s"))),
+        ("of it besides updates", _besides(m.summary)),
         ("speed", f"{units.count(rates[len(rates) // 2])} tokens/s (median)" if rates else ""),
         ("hardware", plain(str(device)) if device else ""),
         (

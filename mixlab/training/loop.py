@@ -39,6 +39,8 @@ class Progress:
     best_step: int | None = None
     evals_without_improvement: int = 0
     last_eval_step: int | None = None
+    eval_s: float = 0.0  # of elapsed_s, what evaluations took
+    save_s: float = 0.0  # of elapsed_s, how long training stood still for saves
 
 
 class Recorder(Protocol):
@@ -113,10 +115,21 @@ def train(
     def now(progress: Progress) -> Progress:
         return replace(progress, elapsed_s=clock() - start_s)
 
+    def measured(progress: Progress) -> tuple[Progress, bool]:
+        began_s = clock()
+        progress, is_best = _evaluate(evaluate, recorder, plan, now(progress))
+        return replace(progress, eval_s=progress.eval_s + clock() - began_s), is_best
+
+    def saved(progress: Progress, *, is_best: bool) -> Progress:
+        began_s = clock()
+        _require_finite_weights(model, progress.step)
+        recorder.checkpoint(now(progress), is_best=is_best)
+        return replace(progress, save_s=progress.save_s + clock() - began_s)
+
     if _has_stalled(plan, progress) and progress.step < plan.n_steps:
         return Outcome(progress, "stopped early")  # killed before it could say so
     if progress.last_eval_step is None:
-        progress, _ = _evaluate(evaluate, recorder, plan, now(progress))
+        progress, _ = measured(progress)
     model.train()
     meter.restart(progress.tokens)
     while progress.step < plan.n_steps:
@@ -159,12 +172,11 @@ def train(
             continue
         is_best = False
         if is_eval:
-            progress, is_best = _evaluate(evaluate, recorder, plan, now(progress))
+            progress, is_best = measured(progress)
             model.train()
         has_stalled = _has_stalled(plan, progress)
         if is_save or is_best or has_stalled:
-            _require_finite_weights(model, progress.step)
-            recorder.checkpoint(now(progress), is_best=is_best)
+            progress = saved(progress, is_best=is_best)
         meter.restart(progress.tokens)
         if has_stalled and not is_last:
             return Outcome(now(progress), "stopped early")

@@ -40,6 +40,7 @@ class Record:
 
     def __init__(self):
         self.rows, self.evals, self.saves, self.order = [], [], [], []
+        self.spent_s = self.save_takes_s = 0.0
 
     def metrics(self, row):
         self.rows.append(row)
@@ -52,6 +53,7 @@ class Record:
     def checkpoint(self, progress, *, is_best):
         self.saves.append((progress.step, is_best))
         self.order.append(f"s{progress.step}")
+        self.spent_s += self.save_takes_s
 
 
 @pytest.fixture
@@ -100,7 +102,7 @@ def run():
             Made(), Optimizer(), None, plan, progress,
             evaluate=lambda: {"loss_nats": evals(done[0]) if evals else 5.0 - 0.1 * done[0]},
             recorder=record, is_stop_requested=lambda: done[0] == stop_at,
-            clock=lambda: 10.0 + done[0],
+            clock=lambda: 10.0 + done[0] + record.spent_s,
         )  # fmt: skip
         return outcome
 
@@ -126,6 +128,18 @@ def test_rows_count_tokens_flops_and_seconds(run):
     assert [row["flops"] for row in run.record.rows] == [24.0, 48.0, 72.0]
     assert [row["elapsed_s"] for row in run.record.rows] == [1.0, 2.0, 3.0]
     assert [row["elapsed_s"] for row in run.record.evals] == [0.0, 3.0]
+
+
+def test_time_of_evaluations_and_saves_is_counted_apart(run):
+    def evaluate(step):
+        run.record.spent_s += 3.0
+        return 5.0
+
+    run.record.save_takes_s = 7.0
+    progress = run(length=4, every=2, save=4, evals=evaluate).progress
+    assert progress.eval_s == 3 * 3.0  # before the first step, after 2 and 4
+    assert progress.save_s == 1 * 7.0
+    assert progress.elapsed_s == 4.0 + 3 * 3.0 + 7.0
 
 
 def test_sequences_are_drawn_in_order_and_once(run):
