@@ -10,6 +10,8 @@ from mixlab.core import units
 from mixlab.core.provenance import cpu_model, memory_bytes, n_usable_cores
 from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.device import is_bf16_fast, measure_matmul_flops
+from mixlab.ops.gated_delta_rule import usable_backends
+from mixlab.ops.gated_delta_rule.kernels import INSTALLED, TRITON, hopper_trap, obstacle
 
 Finding = tuple[str, str, str]
 EXTRAS = (
@@ -66,29 +68,41 @@ def _gpu_rows() -> list[Finding]:
                 f"measured {rate} FLOP/s in bfloat16",
             )
         )
-    rows.append(_extra_row("fla", "flash-linear-attention", "gpu", "Gated DeltaNet kernels"))
+    device = torch.device("cuda", 0)
     rows.append(_triton_row())
+    rows.append(_extra_row("fla", "flash-linear-attention", "gpu", "Gated DeltaNet kernels"))
+    rows.append(_flash_qla_row(device))
+    rows += [_delta_rule_row(device, width) for width in (128, 256)]
     return rows
 
 
 def _triton_row() -> Finding:
-    """FLA refuses its Gated DeltaNet backward on Hopper with some Triton versions."""
-    try:
-        found = version("triton")
-    except PackageNotFoundError:
-        return ("Triton", "missing", "needed for Gated DeltaNet kernels and torch.compile")
-    parts = tuple(int(p) for p in found.split(".")[:3] if p.isdigit())
-    is_hopper = torch.cuda.get_device_capability(0)[0] == 9
-    if is_hopper and (3, 4) <= parts < (3, 7, 1):
-        has_tilelang = find_spec("tilelang") is not None
-        meaning = (
-            "on Hopper, flash-linear-attention takes TileLang for the Gated DeltaNet backward"
-            if has_tilelang
-            else "on Hopper, flash-linear-attention refuses the Gated DeltaNet backward with "
-            "Triton 3.4 to 3.7.0: install tilelang, or Triton 3.7.1 or newer"
-        )
-        return ("Triton", found, meaning)
-    return ("Triton", found, "serves Gated DeltaNet kernels and torch.compile")
+    if TRITON is None:
+        return ("Triton", "missing", "needed for GPU kernels and torch.compile: pip install triton")
+    trap = hopper_trap(torch.cuda.get_device_capability(0)[0])
+    found = ".".join(str(part) for part in TRITON)
+    if trap is None:
+        return ("Triton", found, "serves GPU kernels and torch.compile")
+    return (
+        "Triton", found,
+        f"{trap}. Until then flash-linear-attention refuses to train Gated DeltaNet here, and "
+        "layers on backend auto take other kernels",
+    )  # fmt: skip
+
+
+def _flash_qla_row(device: torch.device) -> Finding:
+    purpose = "fastest Gated DeltaNet kernels for heads of 128 on Hopper"
+    if "flash_qla" not in INSTALLED:
+        return ("flash-qla", "missing", f"{purpose}: pip install flash-qla tilelang")
+    reason = obstacle("flash_qla", device, torch.bfloat16, 128, 128)
+    return ("flash-qla", version("flash-qla"), purpose if reason is None else reason)
+
+
+def _delta_rule_row(device: torch.device, width: int) -> Finding:
+    """Which kernel a Gated DeltaNet layer takes by itself."""
+    able = usable_backends(device, torch.bfloat16, k_dim=width, v_dim=width)
+    rest = f"; also usable: {', '.join(able[1:])}" if able[1:] else ""
+    return (f"Gated DeltaNet, heads of {width}", able[0], f"taken by backend auto{rest}")
 
 
 def _extra_row(module: str, package: str, extra: str, purpose: str) -> Finding:

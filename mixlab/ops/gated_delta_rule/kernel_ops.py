@@ -94,9 +94,17 @@ def run_kernel(
         # In the open, so that a compiler joins it to whatever made queries and keys.
         q, k = (l2_norm(at_least_float32(x)).to(dtype) for x in (q, k))
     documents = (None, None, None) if packing is None else documents_of(packing)
-    state = None if state is None else state.float()
+    state = None if state is None else at_least_float32(state)
     op = getattr(torch.ops.mixlab, f"delta_rule_{name}")
-    o, final, _, _ = op(q, k, v.to(dtype), log_a.float(), b.float(), state, *documents, final_state)
+    o, final, _, _ = op(
+        q,
+        k,
+        v.to(dtype),
+        *(at_least_float32(x) for x in (log_a, b)),
+        state,
+        *documents,
+        final_state,
+    )
     return o.to(v.dtype), final if final_state else None
 
 
