@@ -7,7 +7,9 @@ from pathlib import Path
 
 import mixlab
 
-TENSORS = {"ops", "parallel", "data", "nn", "training", "infer", "evals", "export", "checks", "tasks"}
+TENSORS = {
+    "ops", "parallel", "data", "nn", "training", "infer", "evals", "export", "checks", "tasks"
+}  # fmt: skip
 ALLOWED = {
     "core": set(),
     "ops": {"core"},

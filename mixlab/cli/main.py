@@ -87,12 +87,18 @@ app.add_typer(study.app, name="study")
 
 
 def main() -> None:
-    """Run the command line; a user's error is one paragraph and exit status 2."""
+    """Run the command line; a user's error is one paragraph and exit status 2.
+
+    Of several processes started by torchrun the first one speaks for all.
+    """
+    if _is_follower():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except LabError as error:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-        print(f"{' '.join(filter(None, ('mixlab', command)))}: {error}", file=sys.stderr)
+        out = sys.__stderr__ if type(error).__name__ == "RankError" else sys.stderr
+        print(f"{' '.join(filter(None, ('mixlab', command)))}: {error}", file=out)
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print("\nmixlab: stopped.", file=sys.stderr)
@@ -100,6 +106,14 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        sys.stderr = sys.__stderr__  # whichever rank has a defect shows it
+        raise
+
+
+def _is_follower() -> bool:
+    """Whether torchrun has started this process as another one than the first."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and int(os.environ.get("RANK", 0)) > 0
 
 
 if __name__ == "__main__":

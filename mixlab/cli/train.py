@@ -63,21 +63,25 @@ def train(
             f"--run-dir {run_dir}: expected without --resume, which stays in the run's folder."
         )
     tune_process()
-    with open_screen() as screen:
+    from mixlab.jobs.ranks import joined_ranks
+
+    with joined_ranks() as world, open_screen() as screen:
         from mixlab.jobs.train import resume_run, start_run
 
         if resume is not None:
             result = resume_run(
-                resume, recipe=recipe, overrides=words, at_step=at_step, screen=screen
+                resume, recipe=recipe, overrides=words, at_step=at_step, screen=screen, world=world
             )
         else:
             assert recipe is not None
             if smoke:
                 from mixlab.jobs.smoke import load_shrunk
 
-                result = start_run(load_shrunk(recipe, words), run_dir=run_dir, screen=screen)
+                result = start_run(
+                    load_shrunk(recipe, words), run_dir=run_dir, screen=screen, world=world
+                )
             else:
-                result = start_run(recipe, words, run_dir=run_dir, screen=screen)
+                result = start_run(recipe, words, run_dir=run_dir, screen=screen, world=world)
     _finish(result)
 
 
@@ -85,6 +89,7 @@ def _finish(result) -> None:
     """Say how it ended and what to do next; an interrupted run ends with its signal's status."""
     from mixlab.cli.closing import closing_text
 
-    print(closing_text(result))
+    if result.is_told:
+        print(closing_text(result))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)

@@ -8,6 +8,7 @@ import torch
 
 from mixlab.core.errors import ConfigError
 from mixlab.core.provenance import cpu_model
+from mixlab.parallel import ALONE, World
 from mixlab.training.config import TrainConfig
 
 
@@ -17,6 +18,7 @@ class Hardware(NamedTuple):
     device: torch.device
     precision: str  # "fp32" or "bf16"
     compile: bool = False
+    world: World = ALONE  # the processes that train together
 
     @property
     def compute_dtype(self) -> torch.dtype | None:
@@ -24,12 +26,16 @@ class Hardware(NamedTuple):
         return torch.bfloat16 if self.precision == "bf16" else None
 
 
-def settle_hardware(cfg: TrainConfig) -> Hardware:
+def settle_hardware(cfg: TrainConfig, world: World = ALONE) -> Hardware:
     """Choose device, precision and whether to compile, where the config says auto.
 
+    Each of several ranks takes the GPU of its number.
+
     Raises:
-        ConfigError: a GPU was asked for by name and there is none.
+        ConfigError: a GPU was asked for by name and there is none, there are fewer GPUs than ranks,
+            or the batch cannot be shared out.
     """
+    _require_equal_shares(cfg, world)
     has_cuda = torch.cuda.is_available()
     if cfg.device == "cuda" and not has_cuda:
         raise ConfigError(
@@ -37,13 +43,48 @@ def settle_hardware(cfg: TrainConfig) -> Hardware:
             "Run `mixlab doctor` for what is here, or set train.device=auto.",
         )  # fmt: skip
     device = torch.device("cuda" if has_cuda and cfg.device != "cpu" else "cpu")
+    if device.type == "cuda" and world.size > 1:
+        device = _own_gpu(world)
     precision = cfg.precision
     if precision == "auto":
         precision = "bf16" if is_bf16_fast(device) else "fp32"
     compiles = cfg.compile
     if compiles == "auto":
         compiles = device.type == "cuda" and find_spec("triton") is not None
-    return Hardware(device, precision, compiles)
+    return Hardware(device, precision, compiles, world)
+
+
+def _own_gpu(world: World) -> torch.device:
+    if world.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            "--nproc-per-node", world.local_rank + 1,
+            f"at most one process for each of the {torch.cuda.device_count()} GPUs here",
+            "Set train.device=cpu to train on processors.",
+        )  # fmt: skip
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
+
+
+def _require_equal_shares(cfg: TrainConfig, world: World) -> None:
+    """Every rank must take equally many sequences, in whole forward passes."""
+    if cfg.batch_size % world.size:
+        raise ConfigError(
+            "train.batch_size", cfg.batch_size,
+            f"a multiple of the {world.size} processes that share it",
+            f"The nearest are {_neighbours(cfg.batch_size, world.size)}.",
+        )  # fmt: skip
+    share, micro = cfg.batch_size // world.size, cfg.micro_batch_size
+    if world.size > 1 and micro is not None and share % micro:
+        raise ConfigError(
+            "train.micro_batch_size", micro,
+            f"a divisor of the {share} sequences that each of {world.size} processes takes of "
+            f"train.batch_size = {cfg.batch_size}",
+        )  # fmt: skip
+
+
+def _neighbours(n: int, divisor: int) -> str:
+    below = n // divisor * divisor
+    return f"{below} and {below + divisor}" if below else str(divisor)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

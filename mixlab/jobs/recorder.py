@@ -3,15 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from mixlab.core.config import to_tree
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.background import BackgroundWriter, Groups
-from mixlab.training.generators import collect_generators, restore_generators
+from mixlab.training.generators import collect_of_ranks, restore_of_rank, seed_rank
 from mixlab.training.loop import Progress
 from mixlab.training.mirrors import Mirrors
 
@@ -60,22 +58,7 @@ class RunRecorder:
                 checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
             checkpoints.prune(folder, self._kept(progress))
 
-        self._writer.submit(self._tensors(), write)
-
-    def _tensors(self) -> Groups:
-        """All that a checkpoint keeps in tensors, by group."""
-        session = self._session
-        tensors = {
-            "model": session.model.state_dict(),
-            "optimizer": session.optimizer.state_tensors(),
-            "generators": collect_generators({}),
-        }
-        if session.ema is not None:
-            tensors["ema"] = session.ema.state_tensors()
-        carried = session.objective.state_tensors()
-        if carried:
-            tensors["objective"] = carried
-        return tensors
+        self._writer.submit(saved_tensors(self._session), write)
 
     def settle(self) -> None:
         """Wait until the last save is on the disk.
@@ -113,25 +96,61 @@ class RunRecorder:
         return kept
 
 
+class FollowingRecorder:
+    """What ranks other than the first do: they give their part of checkpoints, and say nothing."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def metrics(self, row: Row) -> None: ...
+
+    def evaluation(self, row: Row) -> None: ...
+
+    def checkpoint(self, progress: Progress, *, is_best: bool) -> None:
+        saved_tensors(self._session)
+
+    def settle(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def tidy(self, progress: Progress) -> None: ...
+
+
+def saved_tensors(session: Session) -> Groups:
+    """All that a checkpoint keeps in tensors, by group; every rank must call it."""
+    tensors = {
+        "model": session.model.state_dict(),
+        "optimizer": session.optimizer.state_tensors(),
+        **collect_of_ranks(session.hardware.world),
+    }
+    if session.ema is not None:
+        tensors["ema"] = session.ema.state_tensors()
+    carried = session.objective.state_tensors()
+    if carried:
+        tensors["objective"] = carried
+    return tensors
+
+
 def restore(run: RunDir, session: Session, checkpoint: checkpoints.Checkpoint | None) -> None:
     """Put model, optimizer, average, generators and logs where the checkpoint has them.
 
     Without a checkpoint the run begins again, with empty logs.
     """
+    seed, world = session.config.seed, session.hardware.world
     if checkpoint is None:
-        torch.manual_seed(session.config.seed)  # whatever has been drawn since
-        for name in LOGS:
+        seed_rank(seed, world)  # whatever has been drawn since
+        for name in LOGS if world.is_first else ():
             if run.jsonl_size(name):
                 run.truncate_jsonl(name, 0)
         return
     checkpoints.load_module(session.model, checkpoint.tensors["model"])
     if "optimizer" not in checkpoint.tensors:  # imported weights, not trained here yet
-        torch.manual_seed(session.config.seed)
+        seed_rank(seed, world)
         return
     session.optimizer.load_state_tensors(checkpoint.tensors["optimizer"])
     if session.ema is not None:
         session.ema.load_state_tensors(checkpoint.tensors["ema"])
     session.objective.load_state_tensors(checkpoint.tensors.get("objective", {}))
-    restore_generators(checkpoint.tensors["generators"], {})
-    for name in LOGS:
+    restore_of_rank(checkpoint.tensors, world, seed=seed, step=checkpoint.step)
+    for name in LOGS if world.is_first else ():
         run.truncate_jsonl(name, checkpoint.state["log_bytes"][name])

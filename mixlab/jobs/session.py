@@ -1,7 +1,8 @@
 """Everything that one sitting of training holds in memory, built from a settled config."""
 
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
 from mixlab.nn.budget import Budget, model_budget
 from mixlab.nn.language_model import LanguageModel, build_model
+from mixlab.parallel import ALONE
 from mixlab.training.config import TrainConfig
 from mixlab.training.ema import Ema, horizon_warning
 from mixlab.training.language_modelling import LanguageModelling
 from mixlab.training.loop import Plan, Progress
 from mixlab.training.objective import Objective, update
 from mixlab.training.optimizers.base import Optimizer
+from mixlab.training.sharding import drop_gathered, load_whole, shard, sharded_modules
 
 Row = dict[str, Any]
 
@@ -112,16 +115,37 @@ class Session:
         if split != "validation":
             loader = Loader(self.data.split(split), self.config.data.seq_len, self.config.seed)
             n_windows = min(wanted_windows(self.config), loader.n_windows)
-        batches = loader.window_batches(n_windows, self.config.eval.batch_size)
-        token_bytes = self.data.split(split).token_bytes
-        dtype = self.hardware.compute_dtype
-        if self.ema is None:
-            metrics = evaluate(self.model, batches, token_bytes, compute_dtype=dtype)
-        else:
-            with self.ema.applied():
-                metrics = evaluate(self.model, batches, token_bytes, compute_dtype=dtype)
+        world = self.hardware.world
+        batches = loader.window_batches(
+            n_windows, self.config.eval.batch_size, reader=world.rank, n_readers=world.size
+        )
+        with nullcontext() if self.ema is None else self.ema.applied():
+            metrics = evaluate(
+                self.model,
+                batches,
+                self.data.split(split).token_bytes,
+                compute_dtype=self.hardware.compute_dtype,
+                world=world,
+            )
+            drop_gathered(self.model)
         weights = "raw" if self.ema is None else "ema"
         return {"split": split, **metrics._asdict(), "weights": weights}
+
+    def alone(self) -> "Session":
+        """The session with the whole model, for what one rank does after training.
+
+        Every rank must call it.
+        """
+        alone = self.hardware._replace(world=ALONE)
+        if not sharded_modules(self.model):
+            return replace(self, hardware=alone)
+        model = build_model(self.config.model, self.config.seed).to(alone.device)
+        load_whole(model.state_dict(), self.model.state_dict())
+        ema = None
+        if self.ema is not None and self.config.train.ema is not None:
+            ema = Ema(model.named_parameters(), rate=self.config.train.ema.rate)
+            load_whole(ema.state_tensors(), self.ema.state_tensors())
+        return replace(self, hardware=alone, model=model, ema=ema)
 
     def save_assets(self, run: RunDir) -> None:
         """What a reader of the run needs besides its weights."""
@@ -140,7 +164,8 @@ class Session:
             checkpoint=self.config.checkpoint,
             n_steps=n_steps,
             flops_per_token=self.budget.train_flops_per_token,
-            peak_flops=measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
+            peak_flops=self.hardware.world.size
+            * measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
             decay_start=train.schedule.decay_start(n_steps),
             tokens_per_example=self.config.data.seq_len,
         )
@@ -195,6 +220,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
             batch_size=config.train.batch_size,
             micro_batch_size=config.train.micro_batch_size,
             compute_dtype=hardware.compute_dtype,
+            world=hardware.world,
         ),
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,
@@ -204,10 +230,13 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
 
 
 def ready_model(config: RunConfig, hardware: Hardware) -> LanguageModel:
-    """The model as at step 0 on its device, its blocks compiled where that is settled."""
+    """The model as at step 0 on its device, its blocks compiled and its weights shared out among
+    the ranks where that is settled."""
     model = build_model(config.model, config.seed).to(hardware.device)
     if hardware.compile:
         compile_blocks(model)
+    if config.train.parallel == "fsdp" and hardware.world.size > 1:
+        shard(model, hardware.world, hardware.compute_dtype)
     return model
 
 

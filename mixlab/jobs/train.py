@@ -19,11 +19,13 @@ from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
-from mixlab.jobs.recorder import RunRecorder, restore
+from mixlab.jobs.ranks import launched, locked, made_by_first
+from mixlab.jobs.recorder import FollowingRecorder, RunRecorder, restore
 from mixlab.jobs.run_tokenizer import at_home, changed_facts, repair_description
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.signals import stop_on_signals
 from mixlab.jobs.standing import going_on, last_summary
+from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.length import Length
 from mixlab.training.loop import NonFiniteLossError, Progress, train
@@ -41,6 +43,11 @@ class RunResult:
     summary: dict[str, Any]
     signal: int | None = None  # that ended it, if one did
 
+    @property
+    def is_told(self) -> bool:
+        """Whether this process is the one that tells of it; other ranks have no summary."""
+        return bool(self.summary)
+
 
 def start_run(
     recipe: str | AnyRunConfig,
@@ -50,10 +57,12 @@ def start_run(
     screen: Screen | None = None,
     command: str | None = None,
     data: AnyData | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Train a recipe, a YAML file or a config into a new run folder.
 
-    `data` is the config's prepared data, where the caller has it already.
+    `data` is the config's prepared data, where the caller has it already; `world` the processes
+    that train together, all of which make this call.
 
     Raises:
         LabError: anything that the user can set right, before compute is spent wherever possible.
@@ -61,7 +70,7 @@ def start_run(
     screen = screen or PlainScreen()
     is_config = isinstance(recipe, RunConfig | RefineRunConfig)
     request = recipe if is_config else load_config(recipe, overrides)
-    if run_dir is not None:
+    if run_dir is not None and world.is_first:
         RunDir(run_dir).refuse_taken()
     if request.train.bridge is not None:
         raise ConfigError(
@@ -70,16 +79,22 @@ def start_run(
             "config from the beginning.",
         )  # fmt: skip
     check_mirrors(request.log.mirrors)
-    hardware = settle_hardware(request.train)
+    hardware = settle_hardware(request.train, world)
     kind = kind_of(request)
     kind.require_memory(request, hardware)
-    data = data or kind.prepare_data(request, screen)
+    with world.first_goes_first():
+        data = data or kind.prepare_data(request, screen)
     config = settle(request, data, hardware)
-    run = RunDir.create(run_dir) if run_dir is not None else RunDir.create_next(RUNS, config.name)
-    with run.lock():
-        run.write_text("config.yaml", dump_yaml(to_tree(config)))
-        run.write_text("request.yaml", dump_yaml(to_tree(request)))
+    run = made_by_first(world, lambda: _create(run_dir, config.name))
+    with locked(run, world):
+        if world.is_first:
+            run.write_text("config.yaml", dump_yaml(to_tree(config)))
+            run.write_text("request.yaml", dump_yaml(to_tree(request)))
         return run_sitting(run, config, data, hardware, Progress(), None, screen, command)
+
+
+def _create(run_dir: Path | None, name: str) -> RunDir:
+    return RunDir.create_next(RUNS, name) if run_dir is None else RunDir.create(run_dir)
 
 
 def resume_run(
@@ -91,11 +106,13 @@ def resume_run(
     screen: Screen | None = None,
     command: str | None = None,
     data: AnyData | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Go on with a run from its last checkpoint, or from that of `at_step`.
 
     A recipe or overrides may be given again, but must mean what the run was started with. `data` is
-    the config's prepared data, where the caller has it already.
+    the config's prepared data, where the caller has it already; `world` the processes that train
+    together, however many they were before.
 
     Raises:
         RunError: no run, finished already, or a changed config; the differing keys are named.
@@ -103,7 +120,7 @@ def resume_run(
     """
     screen = screen or PlainScreen()
     run = RunDir.open(path)
-    with run.lock():
+    with locked(run, world):
         config = decode_config(read_yaml(run.config_path))
         if recipe is not None or overrides:
             _refuse_changes(run, recipe, overrides)
@@ -114,15 +131,19 @@ def resume_run(
                 f"nothing to resume. Train it further with `mixlab extend {path} --steps N`."
             )
         check_mirrors(config.log.mirrors)
-        hardware = settle_hardware(config.train)
-        data = data or kind_of(config).prepare_data(at_home(config, run.path), screen)
+        hardware = settle_hardware(config.train, world)
+        with world.first_goes_first():
+            data = data or kind_of(config).prepare_data(at_home(config, run.path), screen)
         refuse_other_text(run, data)
         checkpoint = find_checkpoint(run, at_step)
         if checkpoint is not None:
             _refuse_edits(run, config, checkpoint)
-            repair_description(run, data, screen)
-            screen.note(going_on(run, int(config.train.length.amount), checkpoint))
-        _forget_the_end(run, at_step)
+        world.totals(0)  # all have read what the first changes now
+        if world.is_first:
+            if checkpoint is not None:
+                repair_description(run, data, screen)
+                screen.note(going_on(run, int(config.train.length.amount), checkpoint))
+            _forget_the_end(run, at_step)
         progress = Progress(**checkpoint.state["progress"]) if checkpoint else Progress()
         return run_sitting(run, config, data, hardware, progress, checkpoint, screen, command)
 
@@ -131,6 +152,7 @@ def settle(request: AnyRunConfig, data: AnyData, hardware: Hardware) -> AnyRunCo
     """The config with device, precision and length decided; it reproduces the run."""
     length, kind = request.train.length, kind_of(request)
     timed = kind.seconds_per_step(request, data, hardware) if length.unit == "seconds" else None
+    timed = hardware.world.tell(timed)
     n_steps = length.n_steps(request.tokens_per_step, kind.flops_per_token(request), timed)
     train = request.train.model_copy(
         update={
@@ -173,18 +195,24 @@ def run_sitting(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         session = kind_of(config).open_session(config, data, hardware)
-        command = command or command_line(sys.argv)
-        _record_start(run, session, command, progress)
-        kind_of(config).check_before_training(run, session, screen)
+        world = hardware.world
+        command = command or launched(command_line(sys.argv), world)
+        if world.is_first:
+            _record_start(run, session, command, progress)
+            kind_of(config).check_before_training(run, session, screen)
         mirrors = Mirrors.open(
-            config.log.mirrors,
+            config.log.mirrors if world.is_first else (),
             MirroredRun(
                 name=run.name, path=run.path, config=to_tree(config), is_resumed=progress.step > 0
             ),
             warn=_keep(session.notes, screen),
         )
         n_steps = int(config.train.length.amount)
-        recorder = RunRecorder(run, session, screen, mirrors, n_steps)
+        recorder = (
+            RunRecorder(run, session, screen, mirrors, n_steps)
+            if world.is_first
+            else FollowingRecorder(session)
+        )
         plan = session.plan(n_steps)
         # The last thing before training: whatever runs in between could draw random numbers.
         restore(run, session, checkpoint)
@@ -206,22 +234,27 @@ def run_sitting(
                     progress,
                     evaluate=evaluate,
                     recorder=recorder,
-                    is_stop_requested=stop,
+                    is_stop_requested=lambda: world.any(stop()),
                     clock=time.monotonic,
                 )
                 recorder.settle()  # before anything says that the run has ended
         except NonFiniteLossError as error:
             recorder.close()  # the last good checkpoint may still be on its way
-            error = _with_way_out(run, error)
-            finish_failed(run, session, str(error), command)
+            if world.is_first:
+                error = _with_way_out(run, error)
+                finish_failed(run, session, str(error), command)
             raise error from None
         finally:
             session.objective.close()
             recorder.close()
             mirrors.close()
+        signal = stop.signal if outcome.status == "interrupted" else None
+        session = session.alone()
+        world.leave()
+        if not world.is_first:
+            return RunResult(run, outcome.status, {}, signal)
         conclude = kind_of(config).conclude
         summary = finish(run, session, outcome, command, screen, conclude=conclude)
-        signal = stop.signal if outcome.status == "interrupted" else None
         return RunResult(run, outcome.status, summary, signal)
 
 
@@ -236,7 +269,8 @@ def _keep(notes: list[str], screen: Screen) -> Callable[[str], None]:
 
 
 def _record_start(run: RunDir, session: AnySession, command: str, progress: Progress) -> None:
-    facts = environment(command, describe(session.hardware.device))
+    hardware = session.hardware
+    facts = environment(command, {**describe(hardware.device), "n_ranks": hardware.world.size})
     if progress.step == 0 or not run.environment_path.exists():
         run.write_json("environment.json", facts)
         run.write_json("data.json", session.data.manifest)

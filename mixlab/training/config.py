@@ -36,6 +36,11 @@ class TrainConfig(Config):
     """Sequences of one update."""
     micro_batch_size: PositiveInt | None = None
     """Sequences of one forward pass; a divisor of batch_size. Absent: batch_size."""
+    activation_checkpointing: bool = False
+    """Keep only what enters each block, and compute the rest again in the backward pass."""
+    memory: Literal["auto"] | PositiveFloat | None = None
+    """Fit the update into a GPU's memory (auto) or into so many GB of it, by lowering
+    micro_batch_size and turning activation_checkpointing on; absent: take both as they are."""
     optimizer: OPTIMIZERS.annotation()  # type: ignore[valid-type]
     """Which optimizer, with its learning rate."""
     schedule: SCHEDULES.annotation() = ConstantConfig()  # type: ignore[valid-type]
@@ -50,6 +55,9 @@ class TrainConfig(Config):
     """bf16: float32 weights, matrix products in bfloat16; auto: where the hardware is fast."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads inside one operation on a CPU; absent: PyTorch's own choice."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """What several processes started by torchrun share: ddp: the work, each with the whole model;
+    fsdp: weights, gradients and optimizer state too; auto: ddp."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the blocks with torch.compile: a start of up to a minute, faster steps after; auto:
     a language model on a GPU, where Triton is there to do it."""

@@ -32,7 +32,7 @@ class GradientSums:
     """Makes the gradients of `model` those of all ranks. Every rank must run the same graph."""
 
     def __init__(self, model: nn.Module, world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._world = world
+        self.world = world
         self._buckets: list[list[nn.Parameter]] = []
         self._missing: list[int] = []  # per bucket, gradients of this backward still to come
         self._n_sent = 0
@@ -54,7 +54,7 @@ class GradientSums:
 
         On a GPU the device waits for the sums, and the host does not.
         """
-        if self._world.size == 1:
+        if self.world.size == 1:
             yield
             return
         for module in self._sharded:
@@ -88,7 +88,7 @@ class GradientSums:
         for parameter, piece in zip(bucket, pieces, strict=True):
             if parameter.grad is not None:
                 parameter.grad = piece.view_as(parameter)
-        self._under_way.append(self._world.add_up_later(flat))
+        self._under_way.append(self.world.add_up_later(flat))
 
 
 def _tell(sums: "weakref.ref[GradientSums]", i: int, parameter: Tensor) -> None:

@@ -13,10 +13,13 @@ from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
+from mixlab.parallel import ALONE, World
 from mixlab.training import phases
+from mixlab.training.gradient_sums import GradientSums
 from mixlab.training.looped import exit_losses, training_loops, typical_loops
 from mixlab.training.objective import StepMetrics, total_grad_norm
 from mixlab.training.prefetch import Ahead
+from mixlab.training.rank_figures import add_up_expert_counts, over_ranks
 
 
 class MicroBatch(NamedTuple):
@@ -46,14 +49,17 @@ class LanguageModelling:
         batch_size: int,
         micro_batch_size: int | None = None,
         compute_dtype: torch.dtype | None = None,
+        world: World = ALONE,
     ) -> None:
         self.model = model
         self._loader, self._batch_size = loader, batch_size
+        self._sums = GradientSums(model, world)
         self._compute_dtype = compute_dtype
         device = model.embed_tokens.weight.device
-        size = micro_batch_size or batch_size
+        share = world.share(batch_size)
+        size = micro_batch_size or len(share)
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
-        draw = partial(_draw, loader, batch_size, size, device.type == "cuda")
+        draw = partial(_draw, loader, share, size, device.type == "cuda")
         self._ahead = Ahead(draw, batch_size, device)
 
     def accumulate(self, position: int) -> StepMetrics:
@@ -62,6 +68,7 @@ class LanguageModelling:
             self._ahead.take(position),
             compute_dtype=self._compute_dtype,
             loops=self.loops(position),
+            sums=self._sums,
         )
         return metrics._replace(n_examples=self._batch_size)
 
@@ -73,6 +80,7 @@ class LanguageModelling:
         return training_loops(cfg, self._loader.seed, position, position // self._batch_size)
 
     def after_update(self) -> None:
+        add_up_expert_counts(self.model, self._sums.world)
         self.model.update_balance()
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -85,11 +93,9 @@ class LanguageModelling:
         self._ahead.close()
 
 
-def _draw(
-    loader: Loader, batch_size: int, size: int, pinned: bool, position: int
-) -> list[MicroBatch]:
-    """An update's micro-batches of `size`; a pure function of the position."""
-    starts = range(position, position + batch_size, size)
+def _draw(loader: Loader, share: range, size: int, pinned: bool, position: int) -> list[MicroBatch]:
+    """The micro-batches of `size` of this rank's share of an update, which begins at `position`."""
+    starts = range(position + share.start, position + share.stop, size)
     return [MicroBatch.of(loader.batch(start, size), pinned=pinned) for start in starts]
 
 
@@ -100,14 +106,17 @@ def accumulate_gradients(
     compute_dtype: torch.dtype | None = None,
     trunk: Callable[..., Trunk] | None = None,
     loops: Loops | None = None,
+    sums: GradientSums | None = None,
 ) -> StepMetrics:
     """Add the gradients of the mean loss over all target tokens of `micro_batches` (on the CPU).
 
     The loss is a mean over tokens, not over micro-batches, so cutting the same tokens differently
     gives the same gradient. `compute_dtype` is the dtype of matrix products (None: the
     parameters'); `trunk` stands in for `model.trunk`, such as a compiled form of it. `loops` says
-    how a looped model loops; absent, as in a typical update.
+    how a looped model loops; absent, as in a typical update. With `sums` over several ranks, the
+    mean is over the targets of all of them, and so are gradients and figures.
     """
+    sums = sums or GradientSums(model, ALONE)
     run_trunk = trunk or model.trunk
     recursion = model.cfg.recursion
     if recursion is not None and loops is None:
@@ -115,12 +124,12 @@ def accumulate_gradients(
     arguments = () if loops is None else (loops,)
     device = model.embed_tokens.weight.device
     ready = [b if isinstance(b, MicroBatch) else MicroBatch.of(b) for b in micro_batches]
-    n_targets = sum(micro.n_targets for micro in ready)
+    [n_targets] = sums.world.totals(sum(micro.n_targets for micro in ready))
     loss_sum = torch.zeros((), device=device)
     aux_sum: Tensor | None = None
     layers: dict[str, dict[str, Tensor]] = {}
     figures: dict[str, Tensor] = {}
-    for micro in ready:
+    for i, micro in enumerate(ready):
         phases.begin("forward")
         batch = micro.batch.to(device)
         with autocast(device, compute_dtype):
@@ -142,15 +151,18 @@ def accumulate_gradients(
             loss = loss + aux
             aux_sum = aux.detach() if aux_sum is None else aux_sum + aux.detach()
         phases.begin("backward")
-        loss.backward()
+        with sums.over(is_last=i == len(ready) - 1):
+            loss.backward()
         loss_sum = loss_sum + nats.detach()
         layers = out.metrics
+    norm = total_grad_norm(model)
+    metrics = StepMetrics(loss_sum / n_targets, norm, n_targets, aux_sum, layers, figures=figures)
+    metrics = over_ranks(metrics, sums.world)
     if loops is not None and recursion is not None:
         steps = torch.tensor(loops.steps or recursion.depth.trained_steps)
-        figures["reasoning_steps"] = steps  # of this update; the loss depends on it
-    return StepMetrics(
-        loss_sum / n_targets, total_grad_norm(model), n_targets, aux_sum, layers, figures=figures
-    )
+        # Of this update; the loss depends on it.
+        metrics = metrics._replace(figures={**metrics.figures, "reasoning_steps": steps})
+    return metrics
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype | None) -> torch.autocast:

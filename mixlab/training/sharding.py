@@ -8,12 +8,14 @@ so that sharding changes no figure beyond the order of sums.
 Source: PyTorch FSDP [arXiv:2304.11277], `torch.distributed.fsdp.fully_shard`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixlab.parallel import World
+from mixlab.parallel.shards import all_rows
 from mixlab.training.optimizers.groups import is_hidden_matrix
 
 
@@ -62,3 +64,10 @@ def drop_gathered(model: nn.Module) -> None:
     """Forget what a forward pass without backward has gathered, before weights change."""
     for module in sharded_modules(model):
         module.reshard()
+
+
+@torch.no_grad()
+def load_whole(own: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
+    """Copy tensors of which every rank has a part into whole ones; every rank must call it."""
+    for name, part in parts.items():
+        own[name].copy_(all_rows(part))

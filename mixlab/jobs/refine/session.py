@@ -1,7 +1,7 @@
 """Everything that one sitting of a refine run holds in memory, built from a settled config."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import require_memory_for, update_seconds
 from mixlab.nn.recursion.refiner import Refiner, RefinerBudget, build_refiner, refiner_budget
+from mixlab.parallel import ALONE
 from mixlab.tasks.examples import ExampleStream
 from mixlab.tasks.prepare import PreparedTask, prepare_task
 from mixlab.training.ema import Ema, horizon_warning
@@ -96,6 +97,10 @@ class RefineSession:
     def max_steps(self) -> int:
         """Segments at the trained depth."""
         return self.config.model.halting.halt_max_steps
+
+    def alone(self) -> "RefineSession":
+        """The session for what one rank does after training."""
+        return replace(self, hardware=self.hardware._replace(world=ALONE))
 
     def save_assets(self, run: RunDir) -> None:
         """A refine run needs no files besides its weights: the config names the task."""
