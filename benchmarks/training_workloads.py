@@ -199,7 +199,10 @@ WORKLOADS = (
         _fla("GatedDeltaNet hybrid"),
         at_least=420e3,
         aim=500e3,
-        peer_overrides=("model.blocks.full.sequence_mixer.output_gate=false",),
+        peer_overrides=(
+            "model.blocks.full.sequence_mixer.output_gate=false",
+            "model.blocks.full.sequence_mixer.qk_norm=none",
+        ),
     ),
     Workload(
         "attention",
