@@ -3,7 +3,8 @@
 Every block of code in README, CONTRIBUTING and docs/ carries a comment that says how it is tested:
 
     test: run                 each command is run, or the Python code executed, in a folder with a
-                              tiny finished run under runs/quickstart; training itself is left
+                              tiny finished run under runs/quickstart, and one under
+                              runs/sudoku-4x4 where the block names it; training itself is left
                               out of Python code: `mixlab.train` hands back that run
     test: parse               each command is parsed, and its config decoded; nothing is trained
     test: recipe FILE         a complete recipe, which other blocks know under that name
@@ -58,6 +59,12 @@ TINY = [
     "model.blocks.full.channel_mixer.d_ff=24", "train.length=8 steps", "train.batch_size=4",
     "train.device=cpu", "train.precision=fp32", "eval.every=4", "eval.n_tokens=256",
     "checkpoint.every=4", "sample.n=1", "sample.max_new_tokens=4", "train.threads=1",
+]  # fmt: skip
+TINY_PUZZLES = [
+    "data.n_train=48", "data.n_validation=8", "data.n_test=32", "model.d_model=16",
+    "model.block.sequence_mixer={kind: attention, n_heads: 2, head_dim: 4}",
+    "model.block.channel_mixer.d_ff=24", "train.length=4 steps", "train.batch_size=4",
+    "train.device=cpu", "train.precision=fp32", "train.threads=1", "checks=off",
 ]  # fmt: skip
 
 
@@ -138,6 +145,8 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MIXLAB_CACHE", str(folder / "cache"))
         patch.setattr("mixlab.jobs.session.measure_matmul_flops", lambda *args: 1e11)
         start_run("quickstart", TINY, run_dir=Path("runs/quickstart"), screen=Quiet())
+        if any("runs/sudoku-4x4" in b.text for b in BLOCKS if b.test == "run"):
+            start_run("sudoku-4x4", TINY_PUZZLES, run_dir=Path("runs/sudoku-4x4"), screen=Quiet())
         yield folder
 
 

@@ -58,51 +58,30 @@ def solve(
 
     tune_process()
     from mixlab.cli.screen import open_screen
-    from mixlab.core.errors import LabError
-    from mixlab.jobs.refine.solving import held_out_puzzles, read_puzzles, solve_puzzles
+    from mixlab.jobs.refine.solving import solve_for_run
     from mixlab.jobs.refine.trained import open_refiner
 
-    _require("--max-steps", max_steps)
-    _require("--num-rollouts", num_rollouts)
-    if puzzle is not None and test is not None:
-        raise LabError("--test: expected either a puzzle or a number of test puzzles, not both.")
     solver = open_refiner(run, checkpoint)
-    if num_rollouts > 1 and solver.model.q_head is None:
-        raise LabError(
-            f"--num-rollouts = {num_rollouts}: expected 1, since run {run} has no halting head "
-            "that could choose among tries."
-        )
-    if puzzle is not None:
-        questions = read_puzzles(solver.task, puzzle)
-    else:
-        with open_screen() as screen:
-            questions = held_out_puzzles(run, test or 1, screen)
-    threshold = solver.exit_threshold if exit_threshold is None else exit_threshold
-    found = solve_puzzles(
-        solver,
-        questions,
-        exit_threshold=None if all_steps else threshold,
-        max_steps=max_steps,
-        num_rollouts=num_rollouts,
-        seed=seed,
-        with_film=steps,
-    )
-    for number, one in enumerate(found, start=1):
-        if as_json:
-            typer.echo(json.dumps(_row(solver.task, one)))
-        elif steps or len(found) <= 10:
-            typer.echo(_text(solver.task, one, number if len(found) > 1 else None))
-    if len(found) > 1:
-        typer.echo(_total(found), err=as_json)
+    with open_screen() as screen:
+        found = solve_for_run(
+            solver, run, puzzle, test=test, max_steps=max_steps, exit_threshold=exit_threshold,
+            all_steps=all_steps, num_rollouts=num_rollouts, seed=seed, with_film=steps,
+            screen=screen,
+        )  # fmt: skip
+    _print(solver.task, found, as_json=as_json, every=steps or len(found) <= 10)
     if not all(one.is_valid for one in found):
         raise typer.Exit(UNSOLVED)
 
 
-def _require(name: str, value: int | None) -> None:
-    from mixlab.core.errors import LabError
-
-    if value is not None and not 1 <= value <= 1000:
-        raise LabError(f"{name} = {value}: expected a number from 1 to 1000.")
+def _print(task: "Task", found: "list[Solved]", *, as_json: bool, every: bool) -> None:
+    """Each puzzle, if there are not too many of them, and how many were solved."""
+    for number, one in enumerate(found, start=1):
+        if as_json:
+            typer.echo(json.dumps(_row(task, one)))
+        elif every:
+            typer.echo(_text(task, one, number if len(found) > 1 else None))
+    if len(found) > 1:
+        typer.echo(_total(found), err=as_json)
 
 
 def _text(task: "Task", one: "Solved", number: int | None) -> str:
@@ -115,7 +94,7 @@ def _text(task: "Task", one: "Solved", number: int | None) -> str:
         sure = "" if one.confidence is None else f", halting head {100 * confidence:.1f} % sure"
         parts += [f"after segment {i}: {state}{sure}", task.render(one.question, answer), ""]
     if not one.film:
-        parts += [task.render(one.question, one.answer), ""]
+        parts += [one.text, ""]
     return "\n".join([*parts, _verdict(one), ""])
 
 

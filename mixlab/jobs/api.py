@@ -13,6 +13,8 @@ from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config
 from mixlab.jobs.depth import decoding_loops
+from mixlab.jobs.refine.solving import Solved, solve_for_run
+from mixlab.jobs.refine.trained import TrainedSolver, open_refiner
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.trained import TrainedModel, open_trained, sampling_of
 
@@ -184,6 +186,40 @@ class Run:
         if depth is None and threshold is None:
             return self._best
         return replace(self._best, loops=decoding_loops(self._best.model, depth, threshold))
+
+    @cached_property
+    def _solver(self) -> TrainedSolver:
+        return open_refiner(self.path)
+
+    def solve(
+        self,
+        puzzles: str | PathLike[str] | Sequence[str] | None = None,
+        *,
+        test: int | None = None,
+        max_steps: int | None = None,
+        exit_threshold: float | None = None,
+        all_steps: bool = False,
+        num_rollouts: int = 1,
+        seed: int = 0,
+        steps: bool = False,
+    ) -> list[Solved]:
+        """Solve puzzles with the best checkpoint of a run of kind refine, as `mixlab solve` does.
+
+        `puzzles` is one as text, a file of them, or several texts; absent, the first `test` of the
+        run's test puzzles (default: one). A puzzle takes `max_steps` segments (absent: as many as
+        in training) unless the halting head stops it above `exit_threshold` (absent: the run's
+        own), which `all_steps` forbids. Of `num_rollouts` tries the head picks one. With `steps`,
+        every answer has its `film`: the answers after each segment.
+
+        Raises:
+            LabError: a run of another kind, a setting out of range, or a puzzle that is none or
+                has not just one answer.
+        """
+        return solve_for_run(
+            self._solver, self.path, puzzles, test=test, max_steps=max_steps,
+            exit_threshold=exit_threshold, all_steps=all_steps, num_rollouts=num_rollouts,
+            seed=seed, with_film=steps,
+        )  # fmt: skip
 
     def tune(
         self,

@@ -1,12 +1,15 @@
 """Puzzles as people write them, and answers judged by the rules."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mixlab.core.config import decode
-from mixlab.core.errors import DataError
-from mixlab.jobs.refine.solving import read_puzzles, solve_puzzles
+from mixlab.core.errors import DataError, LabError
+from mixlab.jobs.refine.puzzles import read_puzzles, stated_puzzles
+from mixlab.jobs.refine.solving import solve_for_run, solve_puzzles
 from mixlab.jobs.refine.trained import TrainedSolver
 from mixlab.nn.recursion.refiner import Refiner, RefinerConfig
 from mixlab.tasks.maze.made import Maze
@@ -107,6 +110,52 @@ def test_answers_are_judged_by_the_rules():
     assert not wrong.is_exact and not wrong.is_valid and wrong.n_wrong == 2
     assert solve_puzzles(solver(SOLUTION), question, exit_threshold=-100.0)[0].steps == 1
     assert solve_puzzles(solver(SOLUTION), question, num_rollouts=2)[0].steps == 6
+
+
+def test_puzzles_as_python_has_them(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_text(f"{PUZZLE}\n{PUZZLE}\n")
+    want = TASK.parse_question(PUZZLE).tolist()
+    for given, n in ((PUZZLE, 1), (path, 2), ([PUZZLE] * 3, 3)):
+        assert [q.tolist() for q in stated_puzzles(TASK, given)] == [want] * n
+
+
+@pytest.mark.parametrize(
+    ("puzzles", "message"),
+    [
+        (5, "puzzles = 5: expected a puzzle as text"),
+        ([], "at least one puzzle"),
+        ([PUZZLE, 3], "expected a puzzle as text"),
+        ([PUZZLE, "1.."], "puzzle 2 of 2: .*has 3 cells"),
+    ],
+)
+def test_what_is_no_puzzle_in_python_is_refused(puzzles, message):
+    with pytest.raises(DataError, match=message):
+        stated_puzzles(TASK, puzzles)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, "max_steps = 0: expected a whole number from 1 to 1000"),
+        ({"max_steps": 2.5}, "max_steps = 2.5"),
+        ({"num_rollouts": True}, "num_rollouts = True"),
+        ({"seed": -1}, "seed = -1"),
+        ({"test": 3}, "test = 3: expected either"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message, tmp_path):
+    with pytest.raises(LabError, match=message):
+        solve_for_run(solver(SOLUTION), tmp_path, PUZZLE, **settings)
+
+
+def test_the_run_own_threshold_ends_early_unless_all_steps_are_asked_for(tmp_path):
+    eager = replace(solver(SOLUTION), exit_threshold=-100.0)
+    assert solve_for_run(eager, tmp_path, PUZZLE)[0].steps == 1
+    assert solve_for_run(eager, tmp_path, PUZZLE, all_steps=True)[0].steps == 3
+    assert solve_for_run(eager, tmp_path, PUZZLE, all_steps=True, max_steps=2)[0].steps == 2
+    (found,) = solve_for_run(eager, tmp_path, PUZZLE)
+    assert found.text == TASK.render(found.question, found.answer)
 
 
 def test_mazes_are_read_too():

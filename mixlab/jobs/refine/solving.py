@@ -7,21 +7,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mixlab.core.errors import DataError
+from mixlab.core.errors import DataError, LabError
 from mixlab.evals.refinement import sigmoid
 from mixlab.infer.refinement import Refining, Solutions, solve, solve_by_rollouts
-from mixlab.jobs.cache import cache_dir
-from mixlab.jobs.config import RefineRunConfig, load_config
+from mixlab.jobs.refine.puzzles import held_out_puzzles, stated_puzzles
 from mixlab.jobs.refine.trained import TrainedSolver
-from mixlab.jobs.screen import Screen
+from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.tasks.base import Task
-from mixlab.tasks.prepare import prepare_task
 
-MAX_BYTES = 10_000_000
-"""Largest puzzle file that is read."""
 BATCH_SIZE = 256
 """Puzzles that are solved together."""
-EXAMPLE_GRID = "grids of several lines with an empty line between two, or one puzzle per line"
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,7 @@ class Solved:
     confidence: float | None  # chance that the answer is right, says the halting head
     is_exact: bool
     is_valid: bool
+    text: str  # the answer as people write it
     film: list[np.ndarray]  # the answer after each segment; empty unless asked for
     film_confidence: list[float]
 
@@ -44,80 +40,54 @@ class Solved:
         return int((self.answer != self.expected).sum())
 
 
-def read_puzzles(task: Task, puzzle_or_file: str) -> list[np.ndarray]:
-    """The questions that a text states, or those of the file that it names.
+def solve_for_run(
+    solver: TrainedSolver,
+    run_path: Path,
+    puzzles: object = None,
+    *,
+    test: int | None = None,
+    max_steps: int | None = None,
+    exit_threshold: float | None = None,
+    all_steps: bool = False,
+    num_rollouts: int = 1,
+    seed: int = 0,
+    with_film: bool = False,
+    screen: Screen | None = None,
+) -> list[Solved]:
+    """Solve `puzzles` (see `stated_puzzles`), or the first `test` test puzzles of the run.
+
+    Absent settings are the run's: as many segments as in training, and its own exit threshold;
+    with `all_steps` nothing stops early. Of `num_rollouts` tries the halting head picks one.
 
     Raises:
-        DataError: not a puzzle and no such file, or a file with a wrong line; says which.
+        LabError: a setting out of range, or a puzzle that is none or has not just one answer.
     """
-    path = Path(puzzle_or_file)
-    try:
-        is_file = path.is_file()
-    except OSError:  # too long for a file name: a puzzle
-        is_file = False
-    if not is_file:
-        if (
-            path.suffix
-            and not any(char.isspace() for char in puzzle_or_file)
-            and (len(puzzle_or_file) < task.length)
-        ):
-            raise DataError(
-                f"puzzle = {puzzle_or_file!r}: there is no such file, and it is too short for a "
-                f"{task.name} puzzle of {task.length} cells."
-            )  # fmt: skip
-        return [task.parse_question(puzzle_or_file)]
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path} has more than {MAX_BYTES:,} bytes: expected a file of puzzles.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a readable text file: {error}.") from None
-    puzzles = []
-    for line, piece in _pieces(task, text):
-        try:
-            puzzles.append(task.parse_question(piece))
-        except DataError as error:
-            raise DataError(f"{path}, line {line}: {error}") from None
-    if not puzzles:
-        raise DataError(f"{path} holds no puzzle: expected {EXAMPLE_GRID}.")
-    return puzzles
-
-
-def _pieces(task: Task, text: str) -> list[tuple[int, str]]:
-    """The puzzles of a file with their first lines: blocks between empty lines, or single lines."""
-    blocks: list[tuple[int, list[str]]] = []
-    is_open = False
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("//"):
-            is_open = False
-        elif is_open:
-            blocks[-1][1].append(line)
-        else:
-            blocks.append((number, [line]))
-            is_open = True
-    pieces = []
-    for first, lines in blocks:
-        whole = [len("".join(line.split())) >= task.length for line in lines]
-        if task.shape[0] > 1 and all(whole):  # a puzzle per line
-            pieces += [(first + i, line) for i, line in enumerate(lines)]
-        else:
-            pieces.append((first, "\n".join(lines)))
-    return pieces
-
-
-def held_out_puzzles(run_path: Path, n: int, screen: Screen) -> list[np.ndarray]:
-    """The first n test puzzles of a run, which its training has not seen.
-
-    Raises:
-        DataError: the run has fewer.
-    """
-    config = load_config(str(run_path / "config.yaml"))
-    assert isinstance(config, RefineRunConfig)
-    if not 1 <= n <= config.data.n_test:
-        raise DataError(
-            f"--test = {n}: expected 1 to {config.data.n_test}, the run's number of test puzzles."
+    for name, value in (("max_steps", max_steps), ("num_rollouts", num_rollouts)):
+        if value is not None and (isinstance(value, bool) or not _is_whole(value, 1, 1000)):
+            raise LabError(f"{name} = {value!r}: expected a whole number from 1 to 1000.")
+    if not _is_whole(seed, 0, 2**31):
+        raise LabError(f"seed = {seed!r}: expected a whole number of 0 or more.")
+    if puzzles is not None and test is not None:
+        raise LabError(f"test = {test}: expected either puzzles or a number of test puzzles.")
+    if num_rollouts > 1 and solver.model.q_head is None:
+        raise LabError(
+            f"num_rollouts = {num_rollouts}: expected 1, since run {run_path} has no halting head "
+            "that could choose among tries."
         )
-    return list(prepare_task(config.data, cache_dir(), screen.task).sets["test"].inputs[:n])
+    if puzzles is not None:
+        questions = stated_puzzles(solver.task, puzzles)
+    else:
+        shown = screen or PlainScreen(lambda _: None)
+        questions = held_out_puzzles(run_path, 1 if test is None else test, shown)
+    threshold = solver.exit_threshold if exit_threshold is None else exit_threshold
+    return solve_puzzles(
+        solver, questions, exit_threshold=None if all_steps else threshold, max_steps=max_steps,
+        num_rollouts=num_rollouts, seed=seed, with_film=with_film,
+    )  # fmt: skip
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int | np.integer) and least <= value <= most
 
 
 def solve_puzzles(
@@ -180,6 +150,7 @@ def _judged(
                 confidence=float(confidence[i]) if has_head else None,
                 is_exact=bool(verdicts.exact[i]),
                 is_valid=bool(verdicts.valid[i]),
+                text=solver.task.render(question, answers[i]),
                 film=film[0],
                 film_confidence=film[1],
             )
