@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import PositiveFloat, field_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixlab.core.config import Config
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS
@@ -70,6 +71,14 @@ class Block(nn.Module):
         x, state = self.mix_sequence(x, state, packing)
         out = self.mix_channels(x)
         return BlockOutput(out.y, state, out.aux_loss, out.metrics)
+
+    def recomputing(self, x: Tensor, packing: Packing | None) -> BlockOutput:
+        """`forward` that keeps only its input, and computes the rest again in the backward pass.
+
+        Same values and gradients, random draws included: activation checkpointing
+        [arXiv:1604.06174].
+        """
+        return checkpoint(self, x, None, packing, use_reentrant=False)
 
     def mix_sequence(
         self, x: Tensor, state: Any = None, packing: Packing | None = None

@@ -123,6 +123,7 @@ class LanguageModel(nn.Module):
     def __init__(self, cfg: LanguageModelConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.recomputes = False  # what blocks compute, in the backward pass; saves memory
         self.embed_tokens = Embedding(cfg.vocab_size, cfg.d_model)
         self.dropout = nn.Dropout(cfg.dropout) if cfg.dropout else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -182,7 +183,7 @@ class LanguageModel(nn.Module):
         x = self.embed(tokens)
         packing = self._prepare(tokens, packing)
         if self.recursion is not None:
-            stack = Stack(self.blocks)
+            stack = Stack(self.blocks, recomputes=self.recomputes)
             out = self.recursion(
                 x, stack, self.norm, self.head_weight, state, packing, loops or Loops()
             )
@@ -192,7 +193,10 @@ class LanguageModel(nn.Module):
         aux_loss: Tensor | None = None
         metrics: dict[str, dict[str, Tensor]] = {}
         for i, block in enumerate(self.blocks):
-            out = block(x, None if state is None else state[i], packing)
+            if self.recomputes and torch.is_grad_enabled() and state is None:
+                out = block.recomputing(x, packing)
+            else:
+                out = block(x, None if state is None else state[i], packing)
             x = out.x
             new_state.append(out.state)
             if out.aux_loss is not None:

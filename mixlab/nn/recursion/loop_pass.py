@@ -92,8 +92,8 @@ class LoopedOutput(NamedTuple):
 class Stack:
     """The blocks of a model, run piece by piece, and what they report over all loops."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: Sequence[Block], *, recomputes: bool = False) -> None:
+        self._blocks, self._recomputes = blocks, recomputes
         self._aux: dict[int, list[Tensor]] = {}
         self.metrics: dict[str, dict[str, Tensor]] = {}
         """Figures of the channel mixers, of each layer's last run."""
@@ -104,7 +104,10 @@ class Stack:
         """The layers of `where` on (B, T, D) with their states; the stream and the new states."""
         new_states = []
         for k, i in enumerate(range(where.start, where.stop)):
-            out = self._blocks[i](x, None if states is None else states[k], packing)
+            if self._recomputes and torch.is_grad_enabled() and states is None:
+                out = self._blocks[i].recomputing(x, packing)
+            else:
+                out = self._blocks[i](x, None if states is None else states[k], packing)
             x = out.x
             new_states.append(out.state)
             if out.aux_loss is not None and torch.is_grad_enabled():

@@ -164,8 +164,9 @@ def _keep(ctx, inputs, output) -> None:
 
 
 def _gradient(ctx, do: Tensor | None, dfinal: Tensor | None, _: list) -> tuple:
-    *inputs, ids, final = ctx.saved_tensors[:7]
-    kept = list(ctx.saved_tensors[7:])
+    saved = ctx.saved_tensors  # once: activation checkpointing hands it out a single time
+    *inputs, ids, final = saved[:7]
+    kept = list(saved[7:])
     do = torch.zeros_like(inputs[2]) if do is None else do
     op = torch.ops.mixlab.delta_rule_chunked_backward
     *grads, dstate = op(*inputs, ctx.has_state, ids, *ctx.plan, final, kept, do, dfinal)
