@@ -16,7 +16,7 @@ counts by its median; printed are the median of the rounds and their spread.
 mixlab runs through the functions of `mixlab bench`, its data phase included; the peers' batches
 lie on the GPU beforehand. MFU counts 6 floating-point operations per parameter in a matrix product
 and token, and those of attention and of the delta rule, by mixlab's formula for both sides, over
-the rate of an 8192-cubed bfloat16 product measured in the same run. `--tiny` runs everything in a
+the rate of a large bfloat16 product measured in the same run. `--tiny` runs everything in a
 small size on whatever is here, to see whether it works.
 """
 
@@ -213,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {
         "made": date.today().isoformat(),
         "command": shlex.join(["python", "benchmarks/gpu_training.py", *(argv or sys.argv[1:])]),
+        "tiny": args.tiny,
         **machine(),
     }
     if args.first_step:

@@ -7,14 +7,17 @@ from typing import Any
 
 from training_workloads import WORKLOADS
 
+from mixlab.core import units
+
 SPEEDS, FIRST_STEPS = "gpu_training", "gpu_first_step"
 Found = dict[str, Any]
 Row = dict[str, Any]
 
 
 def speed_tables(found: Found) -> str:
-    """Targets first, then every contender with what it took."""
-    return "\n\n".join([_made(found), _targets(found["rows"]), _contenders(found)])
+    """Targets first (of a run in full size), then every contender with what it took."""
+    targets = [] if found.get("tiny") else [_targets(found["rows"])]
+    return "\n\n".join([_made(found), *targets, _contenders(found)])
 
 
 def first_step_table(found: Found) -> str:
@@ -108,9 +111,9 @@ def _contenders(found: Found) -> str:
 def _made(found: Found) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
     device = found["device"].get("device_name") or found["device"]["device"]
-    rate = found["matmul_flops"] / 1e12
+    rate = units.flops(found["matmul_flops"])
     return (
-        f"{found['made']}, {device}, {rate:.0f} TFLOP/s in an 8192-cubed bfloat16 product; "
+        f"{found['made']}, {device}, {rate} FLOP/s in a large matrix product; "
         f"{versions}. `{found['command']}`"
     )
 
