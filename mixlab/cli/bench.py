@@ -27,6 +27,7 @@ def bench(
     Examples:
       mixlab bench quickstart
       mixlab bench hybrid-sparse-17 train.compile=true
+      torchrun --nproc-per-node 2 -m mixlab bench hybrid-sparse-17
       mixlab bench moe train.batch_size=16 --documents 400 --json moe.json
     """
     from mixlab.jobs.process import tune_process
@@ -36,13 +37,17 @@ def bench(
     from mixlab.core.json_files import write_json
     from mixlab.jobs import bench as benches
     from mixlab.jobs.config import load_config
+    from mixlab.jobs.ranks import joined_ranks
 
     config = load_config(recipe, list(overrides or []))
-    with open_screen() as screen:
-        found = benches.bench(config, screen, n_updates=updates, mean_document=mean_document)
+    with joined_ranks() as world, open_screen() as screen:
+        found = benches.bench(
+            config, screen, n_updates=updates, mean_document=mean_document, world=world
+        )
+        world.leave()
     facts, kinds = benches.rows(found)
     print_table(("measured", "value"), facts)
     print()
     print_table(("kind of work", "ms", "share", "calls", "mostly"), kinds)
-    if out is not None:
+    if out is not None and world.is_first:
         write_json(out, found.row())

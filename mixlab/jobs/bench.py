@@ -19,7 +19,9 @@ from mixlab.jobs.kernel_times import KindTime, kernel_times
 from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import ready_model
+from mixlab.parallel import ALONE, World
 from mixlab.training import phases
+from mixlab.training.generators import seed_rank
 from mixlab.training.language_modelling import LanguageModelling
 from mixlab.training.objective import Objective, update
 from mixlab.training.optimizers.base import Optimizer
@@ -36,7 +38,8 @@ class Bench:
     device: dict[str, Any]
     precision: str
     compile: bool
-    tokens_per_update: int
+    n_ranks: int  # processes that shared every update
+    tokens_per_update: int  # of all ranks
     first_update_s: float  # compiling and autotuning included
     ms: list[float]  # every measured update, nothing in between that waits for the device
     phases: dict[str, float]  # medians of updates that wait after every phase
@@ -62,9 +65,16 @@ class Bench:
 
 
 def bench(
-    config: AnyRunConfig, screen: Screen, *, n_updates: int = 12, mean_document: int | None = None
+    config: AnyRunConfig,
+    screen: Screen,
+    *,
+    n_updates: int = 12,
+    mean_document: int | None = None,
+    world: World = ALONE,
 ) -> Bench:
     """Time `n_updates` updates of a config, after some that warm up; nothing is kept.
+
+    Every rank of `world` makes this call, and takes its share of every update.
 
     A language model reads random tokens, in documents of `mean_document` tokens on average
     (absent: one document per sequence); a refiner its own puzzles.
@@ -74,8 +84,8 @@ def bench(
     """
     if n_updates < 3:
         raise ConfigError("--updates", n_updates, "at least 3, so that there is a spread")
-    with torch.random.fork_rng():
-        timing = Timing(config, screen, mean_document=mean_document)
+    with torch.random.fork_rng(settle_hardware(config.train, world).gpus):
+        timing = Timing(config, screen, mean_document=mean_document, world=world)
         with screen.task("Warming up; the first update compiles", None):
             timing.warm_up()
         with screen.task("Measuring", None):
@@ -90,15 +100,20 @@ class Timing:
     """
 
     def __init__(
-        self, config: AnyRunConfig, screen: Screen, *, mean_document: int | None = None
+        self,
+        config: AnyRunConfig,
+        screen: Screen,
+        *,
+        mean_document: int | None = None,
+        world: World = ALONE,
     ) -> None:
         self._config, self._kind = config, kind_of(config)
-        self._hardware = settle_hardware(config.train)
+        self._hardware = settle_hardware(config.train, world)
         self._kind.require_memory(config, self._hardware)
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._hardware.device)
         torch._dynamo.utils.counters.clear()
-        torch.manual_seed(config.seed)
+        seed_rank(config.seed, world)
         objective, optimizer = _ready(config, self._hardware, screen, mean_document)
         self._updates = _Updates(objective, optimizer, config, self._hardware)
         self._first_s, self._n_graphs = math.nan, 0
@@ -133,6 +148,7 @@ class Timing:
             device=describe(hardware.device),
             precision=hardware.precision,
             compile=hardware.compile,
+            n_ranks=hardware.world.size,
             tokens_per_update=tokens,
             first_update_s=self._first_s,
             ms=[1000 * s for s in times],
@@ -140,7 +156,7 @@ class Timing:
             tokens_per_s=tokens / median_s,
             flops_per_token=flops,
             matmul_flops=rate,
-            mfu=flops * tokens / median_s / rate,
+            mfu=flops * tokens / median_s / (rate * hardware.world.size),
             peak_memory_bytes=peak,
             backends=backends(config, hardware),
             kernels=kernels,
@@ -164,6 +180,7 @@ def _ready(
         batch_size=config.train.batch_size,
         micro_batch_size=config.train.micro_batch_size,
         compute_dtype=hardware.compute_dtype,
+        world=hardware.world,
     )
     return objective, config.train.optimizer.build(model.named_parameters())
 
@@ -261,6 +278,8 @@ def rows(found: Bench) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
                 "a large matrix product reaches here"),
         ("first update", f"{found.first_update_s:.1f} s, compiling and autotuning included"),
     ]  # fmt: skip
+    if found.n_ranks > 1:
+        facts.insert(1, ("processes", f"{found.n_ranks}, which share every update"))
     if found.peak_memory_bytes is not None:
         facts.append(("peak memory", units.size(found.peak_memory_bytes)))
     facts += [("backend", line) for line in found.backends]

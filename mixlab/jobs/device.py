@@ -25,6 +25,11 @@ class Hardware(NamedTuple):
         """Dtype of matrix products under autocast; None: no autocast."""
         return torch.bfloat16 if self.precision == "bf16" else None
 
+    @property
+    def gpus(self) -> list[torch.device]:
+        """Where there are random generators besides the CPU's."""
+        return [self.device] if self.device.type == "cuda" else []
+
 
 def settle_hardware(cfg: TrainConfig, world: World = ALONE) -> Hardware:
     """Choose device, precision and whether to compile, where the config says auto.

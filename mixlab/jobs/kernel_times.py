@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 # The first kind whose pattern occurs in a kernel's (on the CPU: an operator's) name has it.
 _KINDS = (
+    ("between processes", r"nccl|c10d|gloo"),
     ("optimizer", r"adam|multi_tensor|foreach|lerp"),
     ("gated delta rule", r"delta|chunk_|_wy|wy_|kkt|solve_tril|merge_16x16|tl_|qla|recurrent"),
     ("attention", r"flash|fmha|attention|sdpa"),

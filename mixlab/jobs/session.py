@@ -268,7 +268,8 @@ def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) 
 def update_seconds(objective: Objective, optimizer: Optimizer, train: TrainConfig) -> float:
     """The median time of five updates after two that warm up; nothing is learnt."""
     times = []
-    with torch.random.fork_rng():
+    device = next(objective.model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for i in range(7):
             start = time.perf_counter()
             metrics = update(

@@ -192,7 +192,7 @@ def run_sitting(
     command: str | None,
 ) -> RunResult:
     """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(hardware.gpus):
         torch.manual_seed(config.seed)
         session = kind_of(config).open_session(config, data, hardware)
         world = hardware.world
