@@ -38,7 +38,8 @@ def run(inputs, backend, **options):
 
 def assert_close(got, want):
     for name, expected in want.items():
-        error = (got[name].float() - expected).abs().max() / expected.abs().max()
+        scale = expected.abs().max().clamp(min=0.1)  # a lone key has no gradient to speak of
+        error = (got[name].float() - expected).abs().max() / scale
         assert error < 2e-2, f"{name}: {error:.1e}"  # bfloat16 has 8 bits
 
 
@@ -54,7 +55,7 @@ def test_flash_over_documents(n_tokens, window, n_kv):
 
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("n_tokens", LENGTHS)
-@pytest.mark.parametrize("backend", ["cudnn", "flash", "auto"])
+@pytest.mark.parametrize("backend", ["flash", "auto"])
 def test_whole_rows(backend, n_tokens, width):
     inputs = leaves(2, n_tokens, 4, 4, width)
     assert_close(run(inputs, backend), run(inputs, "reference"))
@@ -66,7 +67,7 @@ def test_slices_of_a_joined_product():
     joined = torch.randn(2, 96, 3 * 4 * 64, generator=g, device="cuda").bfloat16()
     q, k, v = (x.unflatten(-1, (4, 64)) for x in joined.chunk(3, dim=-1))
     inputs = {"q": q, "k": k, "v": v}
-    for backend in ("cudnn", "flash"):
+    for backend in ("sdpa", "flash"):
         assert_close(run(inputs, backend), run(inputs, "reference"))
 
 
@@ -86,11 +87,11 @@ def test_a_document_knows_nothing_of_its_neighbours():
 def test_auto_is_the_rule_that_docs_give():
     q = torch.empty(2, 32, 4, 64, device="cuda", dtype=torch.bfloat16)
     packed = Packing(documents(2, 32)).to(q.device)
-    assert pick_backend("auto", q, q, q, None, None) == "cudnn"
+    assert pick_backend("auto", q, q, q, None, None) == "sdpa"
     assert pick_backend("auto", q, q, q, None, packed) == "flash"
     assert pick_backend("auto", q, q, q, 8, None) == "flash"
     wide = q.float()
-    assert pick_backend("auto", wide, wide, wide, None, None) == "sdpa"
+    assert pick_backend("auto", wide, wide, wide, None, packed) == "sdpa"
 
 
 def test_compiled_without_breaks_or_recompilation():

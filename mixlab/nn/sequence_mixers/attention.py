@@ -55,9 +55,9 @@ class AttentionConfig(SequenceMixerConfig):
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the QK-norm."""
     backend: Backend = "auto"
-    """Kernel. `auto` is settled by the inputs: on a GPU FlashAttention, or cuDNN's for rows of one
-    document; else `sdpa`, PyTorch's own. `reference` is the definition. Any other than `auto` is
-    that one or an error."""
+    """Kernel. `auto` is settled by the inputs: FlashAttention (`flash`) for packed documents on a
+    GPU, else PyTorch's own (`sdpa`). `reference` is the definition. Any other than `auto` is that
+    one or an error."""
 
     @property
     def kv_heads(self) -> int:
@@ -195,7 +195,7 @@ class Attention(SequenceMixer):
             # Scores depend on distances only, so a packed row needs no restart of positions.
             table = self.rotary(n_seen, x)
             q, k = apply_rope(q, table), apply_rope(k, table)
-        if state is not None:
+        if state is not None and n_seen:
             k, v = torch.cat([state.k, k], dim=1), torch.cat([state.v, v], dim=1)  # (B, S, G, K)
 
         o = attention(

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixlab.core.errors import BackendError
-from mixlab.ops.attention.kernels import obstacle, run_cudnn, run_flash
+from mixlab.ops.attention.kernels import flash_obstacle, run_flash
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.packing import Packing, causal_mask
 
-Backend = Literal["auto", "sdpa", "flash", "cudnn", "reference"]
-"""`sdpa` is PyTorch's fused attention with a mask where one is needed; `flash` and `cudnn` are the
-GPU kernels of ops/attention/kernels.py; `reference` is the definition. `auto` is settled by the
-inputs, see `pick_backend`."""
+Backend = Literal["auto", "sdpa", "flash", "reference"]
+"""`sdpa` is PyTorch's fused attention, with a mask where one is needed; `flash` is FlashAttention
+with document offsets, on a GPU; `reference` is the definition. `auto` is settled by the inputs, see
+`pick_backend`."""
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -53,8 +53,6 @@ def attention(
         backend = pick_backend(backend, q, k, v, window, packing)
         if backend == "flash":
             return run_flash(q, k, v, scale, window, packing)
-        if backend == "cudnn":
-            return run_cudnn(q, k, v, scale)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, width)
     if not causal:
         assert window is None and packing is None, "whole rows have neither window nor documents"
@@ -68,25 +66,26 @@ def pick_backend(
 ) -> Backend:
     """Settle "auto" for these inputs, and refuse what cannot run.
 
-    "auto" on a GPU in half precision is `cudnn` for rows of one document and `flash` for packed
-    ones; where neither fits, and everywhere else, `sdpa`. A backend asked for by name is that one
-    or an error.
+    "auto" is `flash` for packed rows and for windows on a GPU in half precision, where it fits. All
+    else is `sdpa`, which on a recent GPU is cuDNN's kernel for rows of one document. A backend
+    asked for by name is that one or an error.
 
     Raises:
         BackendError: `requested` cannot run on such inputs; the message says why.
     """
     if requested in ("sdpa", "reference"):
         return requested
-    is_continued = q.shape[1] != k.shape[1]  # new tokens after those in a state
-    is_packed = packing is not None and not packing.is_whole
-    for name in ("cudnn", "flash") if requested == "auto" else (requested,):
-        reason = "the queries continue earlier tokens" if is_continued else obstacle(
-            name, q.device, q.dtype, k_dim=k.shape[-1], v_dim=v.shape[-1],
-            n_groups=q.shape[2] // k.shape[2], window=window,
-            is_packed=is_packed, has_prefix=packing is not None and packing.prefix is not None,
+    if requested == "auto" and packing is None and window is None:
+        return "sdpa"
+    if q.shape[1] != k.shape[1]:
+        reason = "the queries continue earlier tokens"
+    else:
+        reason = flash_obstacle(
+            q.device, q.dtype, k_dim=k.shape[-1], v_dim=v.shape[-1],
+            has_prefix=packing is not None and packing.prefix is not None,
         )  # fmt: skip
-        if reason is None:
-            return name
+    if reason is None:
+        return "flash"
     if requested == "auto":
         return "sdpa"
     raise BackendError(

@@ -1,8 +1,7 @@
-"""Fused attention kernels that PyTorch carries for NVIDIA GPUs, as ops that compiled code keeps.
+"""FlashAttention over packed rows, as an op that compiled code keeps whole.
 
-`flash` (FlashAttention-2 [arXiv:2307.08691]) takes rows of several documents as one long row with
-offsets, so that nothing is spent on pairs of tokens that may not see each other; `cudnn` is the
-faster one for rows of one document.
+PyTorch carries the kernel (FlashAttention-2 [arXiv:2307.08691]). It takes rows of several documents
+as one long row with offsets, so nothing is spent on pairs of tokens that may not see each other.
 Shapes: B batch, T tokens, N = B * T, H query heads, G key-value heads, K width of a head.
 """
 
@@ -13,58 +12,34 @@ from mixlab.ops.packing import Packing
 
 _HALF = (torch.bfloat16, torch.float16)
 _aten = torch.ops.aten
+WIDEST = 256
+"""The widest head that the kernel takes."""
 
 
-def obstacle(
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    k_dim: int,
-    v_dim: int,
-    n_groups: int = 1,
-    window: int | None = None,
-    is_packed: bool = False,
-    has_prefix: bool = False,
+def flash_obstacle(
+    device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int, has_prefix: bool
 ) -> str | None:
-    """Why a kernel cannot take such inputs; None if it can."""
+    """Why the kernel cannot take such inputs; None if it can."""
     if device.type != "cuda":
         return f"the device is {device.type!r} and its kernels need CUDA"
-    capability = _capability(device.index or 0)
-    if capability < (8, 0):
+    if _capability(device.index or 0) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     if dtype not in _HALF:
-        return f"its kernels take float16 and bfloat16 only, and the inputs are {_name(dtype)}"
-    widest = 256 if backend == "flash" else 128
-    if k_dim != v_dim or k_dim > widest or k_dim % 8:
+        name = str(dtype).removeprefix("torch.")
+        return f"its kernels take float16 and bfloat16 only, and the inputs are {name}"
+    if k_dim != v_dim or k_dim > WIDEST or k_dim % 8:
         return (
-            f"it takes heads of one width up to {widest}, a multiple of 8, and these are {k_dim} "
+            f"it takes heads of one width up to {WIDEST}, a multiple of 8, and these are {k_dim} "
             f"(queries and keys) and {v_dim} (values) wide"
         )
     if has_prefix:
         return "it has no prompts that are read both ways"
-    if backend == "cudnn":
-        if capability < (9, 0):
-            return "the GPU is older than compute capability 9.0"
-        if is_packed:
-            return "its rows are of one document each, and these hold several"
-        if window is not None:
-            return "it has no sliding window"
-        if n_groups > 1:
-            return "it is not used with shared key-value heads"
     return None
 
 
 @torch.compiler.assume_constant_result
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-# --- FlashAttention over packed rows ----------------------------------------------------------
 
 
 def run_flash(
@@ -141,63 +116,3 @@ def _flash_gradient(ctx, do, _):
 
 
 flash_forward.register_autograd(_flash_gradient, setup_context=_keep_for_flash)
-
-
-# --- cuDNN over whole rows --------------------------------------------------------------------
-
-
-def run_cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """(B, T, H, K) three times -> (B, T, H, K), causal over the whole row."""
-    return cudnn_forward(q, k, v, scale)[0]
-
-
-@torch.library.custom_op("mixlab::cudnn_attention", mutates_args=(), device_types="cuda")
-def cudnn_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Output (B, T, H, K) and log-sum-exp (B, H, T, 1)."""
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    o, lse, *_ = _aten._scaled_dot_product_cudnn_attention(
-        *heads_first, None, True, 0.0, True, False, scale=scale
-    )
-    return o.transpose(1, 2).contiguous(), lse.contiguous().view(*lse.shape[:3], 1)
-
-
-@cudnn_forward.register_fake
-def _(q, k, v, scale):
-    n_rows, n_tokens, n_heads, _ = q.shape
-    lse = q.new_empty((n_rows, n_heads, n_tokens, 1), dtype=torch.float32)
-    return q.new_empty(q.shape), lse
-
-
-@torch.library.custom_op("mixlab::cudnn_attention_backward", mutates_args=(), device_types="cuda")
-def cudnn_backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values."""
-    n_tokens = q.shape[1]
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of a dropout that is off
-    none = torch.empty(0, device=q.device)
-    heads_first = (x.transpose(1, 2) for x in (do, q, k, v, o))
-    grads = _aten._scaled_dot_product_cudnn_attention_backward(
-        *heads_first, lse, seed, seed, none, none, none, n_tokens, n_tokens, 0.0, True, scale=scale
-    )
-    dq, dk, dv = (x.transpose(1, 2).contiguous() for x in grads)
-    return dq, dk, dv
-
-
-@cudnn_backward.register_fake
-def _(do, q, k, v, o, lse, scale):
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _keep_for_cudnn(ctx, inputs, output):
-    q, k, v, ctx.scale = inputs
-    o, lse = output
-    ctx.save_for_backward(q, k, v, o, lse)
-    ctx.mark_non_differentiable(lse)
-
-
-def _cudnn_gradient(ctx, do, _):
-    return *cudnn_backward(do.contiguous(), *ctx.saved_tensors, ctx.scale), None
-
-
-cudnn_forward.register_autograd(_cudnn_gradient, setup_context=_keep_for_cudnn)
