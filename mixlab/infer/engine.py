@@ -101,7 +101,7 @@ class Engine:
         self._model, self._words = model, words
         self._keys = itertools.count()
         self._rows: list[_Live] = []
-        self._waiting: deque[tuple[int, Request]] = deque()
+        self._waiting: deque[tuple[int, Request, list[int]]] = deque()
 
     @property
     def context(self) -> int:
@@ -127,9 +127,9 @@ class Engine:
         Raises:
             LabError: prompt and answer exceed the context, or a number is out of range.
         """
-        self.fit(request)
+        prompt, _ = self.fit(request)
         key = next(self._keys)
-        self._waiting.append((key, request))
+        self._waiting.append((key, request, prompt))
         return key
 
     def fit(self, request: Request) -> tuple[list[int], int]:
@@ -143,12 +143,12 @@ class Engine:
         if request.window and request.max_new_tokens < self.context:
             n_dropped = max(0, n_prompt + int(request.max_new_tokens) - self.context)
         check_room(n_prompt - n_dropped, request.max_new_tokens, self.context)
-        prompt = [int(token) for token in request.prompt[n_dropped:]]
+        prompt = list(map(int, request.prompt[n_dropped:]))
         if not prompt and self._words.eos_id < 0:
             raise LabError("prompt = '': expected at least one token to continue.")
         n_ids = self._words.vocab_size
-        unknown = next((token for token in prompt if not 0 <= token < n_ids), None)
-        if unknown is not None:
+        if prompt and not 0 <= min(prompt) <= max(prompt) < n_ids:
+            unknown = next(token for token in prompt if not 0 <= token < n_ids)
             raise LabError(
                 f"prompt with token {unknown}: expected ids from 0 to {n_ids - 1}, which are all "
                 "that the tokenizer has."
@@ -198,8 +198,7 @@ class Engine:
         return events
 
     def _enter(self) -> tuple[_Live, list[int]]:
-        key, request = self._waiting.popleft()
-        prompt, _ = self.fit(request)
+        key, request, prompt = self._waiting.popleft()
         return _Live(key, request, prompt, self._words), prompt
 
     def _fits_beside(self, group: list[tuple[_Live, list[int]]], n_left: int) -> bool:
@@ -207,7 +206,7 @@ class Engine:
         if not self._waiting or len(self._rows) + len(group) >= self.max_rows:
             return False
         n_tokens = len(group[0][1])
-        return n_tokens <= n_left and len(self.fit(self._waiting[0][1])[0]) == n_tokens
+        return n_tokens <= n_left and len(self._waiting[0][2]) == n_tokens
 
     # --- drawing ----------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 With a window the cache is a ring of that many slots: keys come turned, so their order in it does
 not matter. Query heads that share keys are queries of one head, so nothing is repeated for them.
+Channels of queries and keys stand in the order in which those that turn together are neighbours:
+a product of the two does not notice. The scale of the scores is in the weights of the queries.
 Shapes: B rows, S slots, H query heads, G key-value heads, K head_dim.
 """
 
@@ -9,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlab.infer.decoding.rows import Rows, turn
+from mixlab.infer.decoding.rows import Rows, pair_order, turn
 from mixlab.infer.decoding.steps import (
     Projection,
     RowCache,
@@ -27,8 +29,10 @@ from mixlab.ops.dtypes import at_least_float32
 class KeyValueCache(RowCache):
     """Turned keys and values of every row, in slots; a ring where there is a window."""
 
-    def __init__(self, like: Tensor, n_heads: int, width: int, window: int | None) -> None:
-        self.window = window
+    def __init__(
+        self, like: Tensor, n_heads: int, width: int, window: int | None, order: Tensor | None
+    ) -> None:
+        self.window, self._order = window, order
         self.kv = like.new_zeros(2, 0, n_heads, 0, width)  # (2, rows, G, S, K)
 
     def reserve(self, n_rows: int, n_tokens: int) -> None:
@@ -38,14 +42,17 @@ class KeyValueCache(RowCache):
             self.kv = grown(self.kv, (2, max(rows, n_rows), heads, max(slots, n_slots), width))
 
     def put(self, row: int, state: AttentionState) -> None:
-        # Nothing of the row's last sequence may stay: a NaN there would outlive its mask.
-        self.kv[:, row] = 0
-        n_kept = state.k.shape[1]
-        slots = torch.arange(state.n_seen - n_kept, state.n_seen, device=state.k.device)
-        if self.window is not None:
-            slots = slots % self.window
-        for place, kept in zip(self.kv[:, row], (state.k, state.v), strict=True):  # (G, S, K)
-            place[:, slots] = kept[0].transpose(0, 1).to(place.dtype)
+        n_rows, n_kept = state.k.shape[:2]
+        k, v = state.k, state.v  # (B, S, G, K)
+        if self.window is not None and state.n_seen > self.window:
+            k, v = (part.roll(state.n_seen % self.window, 1) for part in (k, v))
+        if self._order is not None:
+            k = k[..., self._order]
+        places = self.kv[:, row : row + n_rows]
+        for place, kept in zip(places, (k, v), strict=True):  # (B, G, S, K)
+            place[:, :, :n_kept] = kept.transpose(1, 2)
+        # Nothing of a row's last sequence may stay: a NaN there would outlive its mask.
+        places[..., n_kept:, :] = 0
 
     def move(self, source: int, target: int) -> None:
         self.kv[:, target] = self.kv[:, source]
@@ -75,19 +82,46 @@ class AttentionStep(SequenceStep):
 
     def __init__(self, mixer: Attention, norm: RMSNorm, dtype: torch.dtype) -> None:
         cfg = self.cfg = mixer.cfg
+        device = norm.weight.device
+        self.n_qk = cfg.n_heads + cfg.kv_heads
+        self.order: Tensor | None = None  # of the channels of a key
+        channels = torch.arange(cfg.head_dim)
+        if cfg.rope_dim:
+            channels = torch.cat([pair_order(cfg.rope_dim), channels[cfg.rope_dim :]])
+            self.order = channels.to(device)
+        heads = torch.arange(self.n_qk)[:, None] * cfg.head_dim
+        order = (heads + channels).flatten().to(device)  # of those of all queries and keys
         parts = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
         parts += [mixer.g_proj] * cfg.output_gate
-        self.projection = Projection(norm, *fused(norm, parts), dtype)
+        weight, bias = fused(norm, parts)
+        scale = torch.ones(len(order), device=device, dtype=at_least_float32(weight[:0]).dtype)
+        scale[: cfg.n_heads * cfg.head_dim] = cfg.head_dim**-0.5
+        self.units: list[Unit] = []
+        self.qk_scale: Tensor | None = None
+        if cfg.qk_norm == "none":  # nothing stands between the product and the scores
+            weight[: len(order)] = weight[order] * scale[:, None]
+            if bias is not None:
+                bias[: len(order)] = bias[order] * scale
+        else:
+            weight[: len(order)] = weight[order]
+            if bias is not None:
+                bias[: len(order)] = bias[order]
+            norms = [mixer.q_norm, mixer.k_norm]
+            weights = [part.weight.detach() for part in norms]
+            if cfg.qk_norm == "head":
+                self.units = [Unit(cfg.head_dim, cfg.norm_eps, norm.weight)]
+                weights = [w.repeat(n) for w, n in zip(weights, self._n_heads, strict=True)]
+            else:
+                self.units = [Unit(len(w), cfg.norm_eps, norm.weight) for w in weights]
+            self.qk_scale = (torch.cat(weights)[order] * scale).view(self.n_qk, -1)  # (H + G, K)
+        self.projection = Projection(norm, weight, bias, dtype)
         self.output = output(mixer.o_proj, dtype)
         self.empty = norm.weight.detach().new_empty(0, dtype=dtype)
-        self.n_qk = cfg.n_heads + cfg.kv_heads
-        self.unit: Unit | None = None
-        if cfg.qk_norm == "head":
-            self.unit = Unit(cfg.head_dim, cfg.norm_eps, norm.weight)
-            q, k = (part.weight.detach() for part in (mixer.q_norm, mixer.k_norm))
-            scales = [q.expand(cfg.n_heads, -1), k.expand(cfg.kv_heads, -1)]
-            self.qk_scale = torch.cat(scales)  # (H + G, K)
-        self.full_norms = [mixer.q_norm, mixer.k_norm] if cfg.qk_norm == "full" else []
+
+    @property
+    def _n_heads(self) -> tuple[int, int]:
+        """Of queries and of keys."""
+        return self.cfg.n_heads, self.cfg.kv_heads
 
     @staticmethod
     def fits(mixer: Attention) -> bool:
@@ -96,46 +130,56 @@ class AttentionStep(SequenceStep):
 
     def new_cache(self) -> KeyValueCache:
         cfg = self.cfg
-        return KeyValueCache(self.empty, cfg.kv_heads, cfg.head_dim, cfg.window)
+        return KeyValueCache(self.empty, cfg.kv_heads, cfg.head_dim, cfg.window, self.order)
 
     def __call__(self, x: Tensor, cache: KeyValueCache, rows: Rows) -> Tensor:
         cfg, n_rows = self.cfg, len(rows)
         heads = self.projection(x).view(n_rows, -1, cfg.head_dim)  # (B, H + 2G or 2H + 2G, K)
         qk = heads[:, : self.n_qk]
-        wide = at_least_float32(x[:0]).dtype
-        if self.unit is not None:
-            qk.copy_(self.unit(at_least_float32(qk)) * self.qk_scale)
-        for part, head in zip(
-            self.full_norms, qk.split([cfg.n_heads, cfg.kv_heads], 1), strict=False
-        ):
-            head.copy_(part(head.flatten(1)).view_as(head))
+        if self.qk_scale is not None:
+            self._normalize(qk)
         if cfg.rope_dim:
+            wide = self.projection.wide
             turn(qk, rows.rotation(cfg.rope_dim, cfg.rope_theta, wide))
         last = self.n_qk + cfg.kv_heads
         cache.add(heads[:, cfg.n_heads : last].view(n_rows, 2, cfg.kv_heads, cfg.head_dim), rows)
         k, v, mask = cache.read(rows)
         q = heads[:, : cfg.n_heads].view(n_rows, cfg.kv_heads, -1, cfg.head_dim)
-        o = attend(q, k, v, mask, cfg.head_dim**-0.5).reshape(n_rows, -1)  # (B, HK)
+        o = attend(q, k, v, mask).reshape(n_rows, -1)  # (B, HK)
         if cfg.output_gate:
             o = o * heads[:, last:].flatten(1).sigmoid()
         return self.output.add_to(x, o)
 
+    def _normalize(self, qk: Tensor) -> None:
+        """Queries and keys (B, H + G, K) to unit length times their weights, in place."""
+        if len(self.units) == 1:
+            scale = self.units[0].inverse(at_least_float32(qk))
+        else:
+            parts = at_least_float32(qk).split(self._n_heads, dim=1)
+            inverses = [
+                unit.inverse(part.flatten(1)).expand(-1, n)
+                for unit, part, n in zip(self.units, parts, self._n_heads, strict=True)
+            ]
+            scale = torch.cat(inverses, dim=1)[..., None]
+        if qk.dtype == scale.dtype:
+            qk.mul_(scale).mul_(self.qk_scale)
+        else:
+            qk.copy_(at_least_float32(qk) * scale * self.qk_scale)
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Every query (B, G, n, K) over all slots (B, G, S, K) that the mask (B, 1, 1, S) leaves."""
     if q.is_cuda:
-        return attend_by_products(q, k, v, mask, scale)
+        return attend_by_products(q, k, v, mask)
     if mask is not None:
         mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
 
 
-def attend_by_products(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-) -> Tensor:
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The same as two products, which a GPU cuts along the slots; a fused kernel gives a block to
     each head of a row, and a single query leaves most of the device without work."""
-    scores = at_least_float32((q * scale) @ k.mT)
+    scores = at_least_float32(q @ k.mT)
     if mask is not None:
         scores = scores + mask
     return scores.softmax(dim=-1).to(v.dtype) @ v

@@ -39,10 +39,10 @@ class DeltaCache(RowCache):
             self.memory = grown(self.memory, (n_rows, *self.memory.shape[1:]))
 
     def put(self, row: int, state: GatedDeltaNetState) -> None:
-        self.tail[row] = state.tail[0][:, self._order]
-        n_keys, k_dim, _ = self.memory[row].shape
-        grouped = state.memory[0].unflatten(0, (n_keys, -1))  # (G, R, K, V)
-        self.memory[row] = grouped.transpose(1, 2).reshape(n_keys, k_dim, -1)
+        rows = slice(row, row + len(state.memory))
+        self.tail[rows] = state.tail[..., self._order]
+        grouped = state.memory.unflatten(1, (self.memory.shape[1], -1))  # (B, G, R, K, V)
+        self.memory[rows] = grouped.transpose(2, 3).flatten(3)
 
     def move(self, source: int, target: int) -> None:
         self.tail[target] = self.tail[source]

@@ -24,11 +24,6 @@ from mixlab.nn.sequence_mixers.mla import MLA, MLAState
 from mixlab.ops.dtypes import at_least_float32
 
 
-def half_order(n: int) -> Tensor:
-    """Channels of interleaved pairs in the order in which the pairs are (i, i + n / 2)."""
-    return torch.arange(n).view(-1, 2).T.flatten()
-
-
 class LatentCache(RowCache):
     """Latent and turned rotary key of every token, beside each other."""
 
@@ -42,11 +37,11 @@ class LatentCache(RowCache):
             self.kept = grown(self.kept, (max(rows, n_rows), one, max(slots, n_tokens), width))
 
     def put(self, row: int, state: MLAState) -> None:
-        self.kept[row] = 0  # a NaN of the row's last sequence would outlive its mask
-        order = half_order(state.k_rope.shape[-1]).to(state.k_rope.device)
-        place = self.kept[row, 0, : state.latent.shape[1]]
-        place[:, : self.latent] = state.latent[0]
-        place[:, self.latent :] = state.k_rope[0][:, order]
+        n_rows, n_kept = state.latent.shape[:2]
+        places = self.kept[row : row + n_rows, 0]  # (B, S, L + R)
+        places[:, :n_kept, : self.latent] = state.latent
+        places[:, :n_kept, self.latent :] = state.k_rope
+        places[:, n_kept:] = 0  # a NaN of a row's last sequence would outlive its mask
 
     def move(self, source: int, target: int) -> None:
         self.kept[target] = self.kept[source]
@@ -67,17 +62,19 @@ class MLAStep(SequenceStep):
 
     def __init__(self, mixer: MLA, norm: RMSNorm, dtype: torch.dtype) -> None:
         cfg = self.cfg = mixer.cfg
-        rope = cfg.kv_lora_rank, cfg.kv_lora_rank + cfg.qk_rope_head_dim
+        kept, scale = mixer.kv_a_proj_with_mqa, cfg.qk_head_dim**-0.5
+        self.q_b = None
         if mixer.q_a_proj is None:
-            weights = fused(norm, [mixer.kv_a_proj_with_mqa, mixer.q_proj])
-            turned = [rope, *self._rotary_rows(rope[1])]
-            self.q_b = None
+            weight, bias = fused(norm, [kept, mixer.q_proj])
+            weight[kept.out_features :] *= scale
+            if bias is not None:
+                bias[kept.out_features :] *= scale
         else:
-            weights = fused(norm, [mixer.kv_a_proj_with_mqa, mixer.q_a_proj])
-            turned = [rope]
-            expand = _reordered(*fused(mixer.q_a_layernorm, [mixer.q_b_proj]), self._rotary_rows(0))
-            self.q_b = Projection(mixer.q_a_layernorm, *expand, dtype)
-        self.projection = Projection(norm, *_reordered(*weights, turned), dtype)
+            weight, bias = fused(norm, [kept, mixer.q_a_proj])
+            expand, more = fused(mixer.q_a_layernorm, [mixer.q_b_proj])
+            more = None if more is None else more * scale
+            self.q_b = Projection(mixer.q_a_layernorm, expand * scale, more, dtype)
+        self.projection = Projection(norm, weight, bias, dtype)
         self.empty = norm.weight.detach().new_empty(0, dtype=dtype)
         self.latent_unit = Unit(cfg.kv_lora_rank, cfg.norm_eps, norm.weight)
         self.latent_scale = mixer.kv_a_layernorm.weight.detach()
@@ -87,16 +84,14 @@ class MLAStep(SequenceStep):
         self.w_v_t = w_v.mT  # (H, L, V)
         self.output = output(mixer.o_proj, dtype)
 
-    def _rotary_rows(self, start: int) -> list[tuple[int, int]]:
-        """Where the queries' rotary channels stand, if the first head begins at `start`."""
-        cfg = self.cfg
-        ends = (start + (head + 1) * cfg.qk_head_dim for head in range(cfg.n_heads))
-        return [(end - cfg.qk_rope_head_dim, end) for end in ends]
-
     @staticmethod
     def fits(mixer: MLA) -> bool:
-        """Not where a config asks by name for another way."""
-        return mixer.cfg.decode_backend == "absorbed" and mixer.cfg.backend != "reference"
+        """Not where a config asks by name for another way; nor where rotary channels begin at an
+        odd place, whose neighbours are no complex numbers in memory."""
+        cfg = mixer.cfg
+        widths = cfg.kv_lora_rank, cfg.qk_nope_head_dim, cfg.q_lora_rank or 0
+        can_turn = not any(width % 2 for width in widths)
+        return cfg.decode_backend == "absorbed" and cfg.backend != "reference" and can_turn
 
     def new_cache(self) -> LatentCache:
         return LatentCache(self.empty, self.cfg.kv_lora_rank, self.cfg.qk_rope_head_dim)
@@ -111,7 +106,7 @@ class MLAStep(SequenceStep):
         q_nope, q_rope = q.split([cfg.qk_nope_head_dim, cfg.qk_rope_head_dim], dim=-1)
         latent, k_rope = token.split([cfg.kv_lora_rank, cfg.qk_rope_head_dim], dim=-1)
         latent.copy_(self.latent_unit(at_least_float32(latent)) * self.latent_scale)
-        angles = rows.rotation(cfg.qk_rope_head_dim, cfg.rope_theta, at_least_float32(x[:0]).dtype)
+        angles = rows.rotation(cfg.qk_rope_head_dim, cfg.rope_theta, self.projection.wide)
         turn(q_rope, angles)
         turn(k_rope[:, None], angles)
         cache.add(token, rows)
@@ -121,16 +116,6 @@ class MLAStep(SequenceStep):
         q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_k).transpose(0, 1)  # (B, H, L)
         query = torch.cat([q_latent, q_rope], dim=-1)[:, None]  # (B, 1, H, L + R)
         mask = rows.mask(rows.n_keys)
-        o = attend(query, kept, kept[..., : cfg.kv_lora_rank], mask, cfg.qk_head_dim**-0.5)
+        o = attend(query, kept, kept[..., : cfg.kv_lora_rank], mask)
         o = torch.bmm(o[:, 0].transpose(0, 1), self.w_v_t).transpose(0, 1)  # (B, H, V)
         return self.output.add_to(x, o.reshape(n_rows, -1))
-
-
-def _reordered(
-    weight: Tensor, bias: Tensor | None, places: list[tuple[int, int]]
-) -> tuple[Tensor, Tensor | None]:
-    """Rows in the order in which rotary channels turn without being taken apart."""
-    order = torch.arange(len(weight), device=weight.device)
-    for start, end in places:
-        order[start:end] = start + half_order(end - start).to(weight.device)
-    return weight[order], None if bias is None else bias[order]

@@ -12,15 +12,6 @@ from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 
 
-def row_of(state: Any, row: int) -> Any:
-    """The state of one sequence, as if it had been read alone."""
-    if isinstance(state, Tensor):
-        return state[row : row + 1]
-    if isinstance(state, tuple):  # a NamedTuple, as all states are
-        return type(state)(*(row_of(part, row) for part in state))
-    return state
-
-
 class Plan:
     """In which order a model applies its blocks, and where a prefill left the state of each."""
 

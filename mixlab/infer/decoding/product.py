@@ -1,52 +1,79 @@
 """A linear map of few rows: the same product as `F.linear`, in the form that is fastest for them.
 
-For one row BLAS reads a matrix fast along its longer side only; for a few rows it packs the matrix
-anew at every call, which costs more than the product. So a map to more numbers than it takes is
-kept transposed, and for several rows a packed copy is made once.
+On a CPU the weights are what has to be moved. For one row BLAS reads a matrix at half the speed of
+memory, unless it comes as a batch of small ones, each of which is read from its beginning to its
+end. For a few rows BLAS packs the matrix anew at every call, which costs more than the product, so
+a packed copy is made once.
 Shapes: B rows.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-MIN_PACKED = 2**15
-"""Numbers of a matrix from which on the packed product's own overhead is made up for."""
+MIN_SPECIAL = 2**15
+"""Numbers of a matrix from which on these forms make up for their own overhead."""
+STRIP = 64
+"""Outputs of one product of the batch: rows that stay in the nearest cache beside the input."""
 
 
 class Product:
     """x -> x W^T + bias, for W (d_out, d_in) that no longer changes."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.dtype, self._bias = weight.dtype, bias
-        d_out, d_in = weight.shape
+        self.dtype, self._bias, self._weight = weight.dtype, bias, weight
+        self._d_out, self._d_in = weight.shape
         is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-        is_wide = is_plain and d_out > d_in
-        self._transposed = weight.T.contiguous() if is_wide else weight.T  # (d_in, d_out)
-        self._packs = is_plain and weight.numel() >= MIN_PACKED and _can_pack()
+        is_large = is_plain and weight.numel() >= MIN_SPECIAL
+        self._packs = is_large and _can_pack()
         self._packed: Tensor | None = None
+        self._strips: Tensor | None = None
+        if is_large:
+            n_strips = -(-self._d_out // STRIP)
+            n_more = n_strips * STRIP - self._d_out
+            weight = F.pad(weight, (0, 0, 0, n_more)) if n_more else weight.contiguous()
+            self._strips = weight.view(n_strips, STRIP, self._d_in)
+            self._weight = weight[: self._d_out]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, d_in) to (B, d_out), in the dtype of the weights."""
         x = x.to(self.dtype)
-        if self._packs and len(x) > 1:
-            return self._few_rows(x)
-        if self._bias is None:
-            return x @ self._transposed
-        return torch.addmm(self._bias, x, self._transposed)
+        if self._strips is not None and len(x) == 1:
+            y = torch.bmm(self._strips, self._column(x)).view(1, -1)[:, : self._d_out]
+            return y if self._bias is None else y + self._bias
+        if self._packs:
+            packed = self._pack()
+            return torch.ops.mkldnn._linear_pointwise(x, packed, self._bias, "none", [], "")
+        return F.linear(x, self._weight, self._bias)
 
     def add_to(self, stream: Tensor, y: Tensor) -> Tensor:
         """The stream (B, d_out) with the map of y (B, d_in) added."""
-        if stream.dtype != self.dtype or (self._packs and len(y) > 1):
+        if stream.dtype != self.dtype:
             return stream + self(y)
+        if self._strips is not None and len(y) == 1 and not self._d_out % STRIP:
+            if self._bias is not None:
+                stream = stream + self._bias
+            whole = stream.view(-1, STRIP, 1)
+            return torch.baddbmm(whole, self._strips, self._column(y)).view(1, -1)
+        if self._packs and len(y) > 1:
+            product = torch.ops.mkldnn._linear_pointwise.binary
+            return product(y, stream, self._pack(), self._bias, "add")
         if self._bias is not None:
             stream = stream + self._bias
-        return torch.addmm(stream, y, self._transposed)
+        return torch.addmm(stream, y, self._weight.T)
 
-    def _few_rows(self, x: Tensor) -> Tensor:
+    def _column(self, x: Tensor) -> Tensor:
+        """(1, d_in) as the second factor of every strip; lying down, for BLAS to read it so."""
+        assert self._strips is not None
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        return x.as_strided((len(self._strips), self._d_in, 1), (0, 1, self._d_in))
+
+    def _pack(self) -> Tensor:
         if self._packed is None:
-            weight = self._transposed.T.contiguous()
+            weight = self._weight.contiguous()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return self._packed
 
 
 def _can_pack() -> bool:

@@ -12,20 +12,27 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep, MoEStep
 from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
 from mixlab.infer.decoding.latent import MLAStep
-from mixlab.infer.decoding.plan import plan, row_of
+from mixlab.infer.decoding.plan import plan
 from mixlab.infer.decoding.product import Product
 from mixlab.infer.decoding.rows import RopeTables, Rows
 from mixlab.infer.decoding.static import GraphedSteps, StaticStep, rounded_up
-from mixlab.infer.decoding.steps import ChannelStep, RowByRow, RowCache, SequenceStep, WholeModule
+from mixlab.infer.decoding.steps import (
+    ChannelStep,
+    RowByRow,
+    RowCache,
+    SequenceStep,
+    Unit,
+    WholeModule,
+)
 from mixlab.nn.block import Block
 from mixlab.nn.channel_mixers.mlp import MLP
-from mixlab.nn.channel_mixers.moe import MoE
+from mixlab.nn.channel_mixers.moe import Experts, MoE, Router
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.nn.sequence_mixers.attention import Attention
@@ -72,12 +79,16 @@ class Prefill:
         self, model: LanguageModel, loops: Loops | None, precision: torch.dtype | None,
         *, prefix_lm: bool,
     ) -> None:  # fmt: skip
-        self.model, self.loops, self.prefix_lm = model, loops, prefix_lm
-        self._precision = precision
+        self.loops, self.prefix_lm = loops, prefix_lm
+        self._model, self._precision = rounded(model, precision), precision
+
+    def initial_state(self, n_rows: int) -> Any:
+        """Of sequences that have not begun, kept in the precision of the products."""
+        return self._model.initial_state(n_rows, self._precision)
 
     def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """(B, T) tokens to the last ones' logits (B, V) and the state after them."""
-        model, packing = self.model, None
+        model, packing = self._model, None
         if self.prefix_lm and tokens.shape[1] > 1:
             packing = Packing.whole_prefix(tokens)
         was_training = model.training
@@ -88,6 +99,22 @@ class Prefill:
         finally:
             model.train(was_training)
         return at_least_float32(out.logits[:, -1]), out.state
+
+
+def rounded(model: LanguageModel, dtype: torch.dtype | None) -> LanguageModel:
+    """The model with the weights of its linear maps and experts in `dtype`, all else shared.
+
+    Under autocast they are rounded to it in every call, which is as many kernels more.
+    """
+    if dtype is None or dtype == model.embed_tokens.weight.dtype:
+        return model
+    others = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | Experts) and not isinstance(module, Router):
+            for parameter in module.parameters(recurse=False):
+                weight = parameter.detach().to(dtype)
+                others[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+    return copy.deepcopy(model, others)
 
 
 def _casting(device: torch.device, dtype: torch.dtype | None) -> Any:
@@ -123,13 +150,16 @@ def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, dtype: to
 class FusedRows:
     """Rows of a model whose layers, looped or not, are the same for every token."""
 
-    def __init__(self, prefill: Prefill, *, precision: torch.dtype | None = None) -> None:
-        model = self._model = prefill.model
+    def __init__(
+        self, model: LanguageModel, prefill: Prefill, *, precision: torch.dtype | None = None
+    ) -> None:
+        self._model = model
         self._prefill = prefill
         self.context = model.cfg.max_seq_len
         weight = model.embed_tokens.weight
         dtype = precision or weight.dtype
         self._blocks = [FusedBlock(block, dtype) for block in model.blocks]
+        self._norm = Unit(model.cfg.d_model, model.norm.eps, weight)
         self._head = Product(model.head_weight.detach().to(dtype))
         self._device = weight.device
         self._plan = plan(model, prefill.loops)
@@ -168,10 +198,9 @@ class FusedRows:
         n, n_tokens = len(prompts), len(prompts[0])
         self.reserve(row + n, n_tokens + 1)
         given = torch.tensor([list(prompt) for prompt in prompts], device=self._device)
-        logits, state = self._prefill(given, self._model.initial_state(n))
+        logits, state = self._prefill(given, self._prefill.initial_state(n))
         for cache, part in zip(self._caches, self._plan.states(state), strict=True):
-            for i in range(n):
-                cache.put(row + i, row_of(part, i))
+            cache.put(row, part)
         self.lengths[row : row + n] = [n_tokens] * n
         return logits
 
@@ -222,8 +251,8 @@ class FusedRows:
                 x = block(x, next(caches), rows)
             return x
 
-        h = model.norm(self._plan.run(x, run))
-        return at_least_float32(self._head(h))
+        h = self._norm(self._plan.run(x, run))
+        return at_least_float32(self._head(h * model.norm.weight))
 
     def move(self, source: int, target: int) -> None:
         with torch.inference_mode():
@@ -241,19 +270,19 @@ class FusedRows:
 class PlainRows:
     """Rows of any model, each with the state that its forward pass returns."""
 
-    def __init__(self, prefill: Prefill) -> None:
-        self._prefill = prefill
-        self.context = prefill.model.cfg.max_seq_len
+    def __init__(self, model: LanguageModel, prefill: Prefill) -> None:
+        self._model, self._prefill = model, prefill
+        self.context = model.cfg.max_seq_len
         self._states: list[Any] = []
 
     def fresh(self) -> "PlainRows":
-        return PlainRows(self._prefill)
+        return PlainRows(self._model, self._prefill)
 
     @torch.inference_mode()
     def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         self._states += [None] * (row + len(prompts) - len(self._states))
         for i in range(row, row + len(prompts)):
-            self._states[i] = self._prefill.model.initial_state(1)
+            self._states[i] = self._prefill.initial_state(1)
         return torch.cat([self._one(row + i, p, self._prefill) for i, p in enumerate(prompts)])
 
     @torch.inference_mode()
@@ -261,7 +290,7 @@ class PlainRows:
         return torch.cat([self._one(row, [t], self._prefill) for row, t in enumerate(tokens)])
 
     def _one(self, row: int, tokens: Sequence[int], forward: Prefill) -> Tensor:
-        device = forward.model.embed_tokens.weight.device
+        device = self._model.embed_tokens.weight.device
         given = torch.tensor([list(tokens)], device=device)
         logits, self._states[row] = forward(given, self._states[row])
         return logits
@@ -297,4 +326,6 @@ def row_model(
     if recursion is not None and not exits:
         loops = loops._replace(may_exit=False)
     prefill = Prefill(model, loops, precision, prefix_lm=prefix_lm)
-    return PlainRows(prefill) if exits else FusedRows(prefill, precision=precision)
+    if exits:
+        return PlainRows(model, prefill)
+    return FusedRows(model, prefill, precision=precision)

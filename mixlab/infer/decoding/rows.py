@@ -3,39 +3,27 @@
 Shapes: B rows (one sequence each), S slots of a cache, R rotary channels.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from mixlab.ops.rope import rope_table
 
 
-class Rotation(NamedTuple):
-    """How far each row turns: x * cos + x.roll(R / 2) * sin over the R channels of a head."""
-
-    cos: Tensor  # (B, 1, R), or (1, 1, R) for all rows
-    sin: Tensor  # likewise, negative in the first half
-
-
 class RopeTables:
     """Angles of every position, made once per kind and grown when texts get longer."""
 
     def __init__(self) -> None:
-        self._tables: dict[tuple[int, float, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[int, float, torch.dtype], Tensor] = {}  # (positions, R / 2)
 
-    def at(self, rows: "Rows", dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-        """For the next token of every row."""
+    def at(self, rows: "Rows", dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+        """For the next token of every row, what `turn` takes."""
         n_seen, position, most = rows.n_seen, rows.position, rows.n_keys - 1
         key = (dim, theta, dtype)
         if key not in self._tables or len(self._tables[key][0]) <= most:
             positions = torch.arange(max(256, 2 * most), device=n_seen.device)
-            cos, sin = rope_table(positions, dim, theta, dtype)
-            self._tables[key] = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        cos, sin = self._tables[key]
-        if position is not None:
-            return Rotation(cos[position, None, None], sin[position, None, None])
-        return Rotation(cos[n_seen][:, None], sin[n_seen][:, None])
+            self._tables[key] = torch.complex(*rope_table(positions, dim, theta, dtype))
+        table = self._tables[key]
+        return table[position] if position is not None else table[n_seen][:, None]
 
 
 class Rows:
@@ -53,7 +41,7 @@ class Rows:
         self.n_seen, self.n_keys, self.position = n_seen, n_keys, position
         self._index: Tensor | None = None
         self._tables = tables
-        self._rotations: dict[tuple[int, float], Rotation] = {}
+        self._rotations: dict[tuple[int, float], Tensor] = {}
         self._masks: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -66,8 +54,9 @@ class Rows:
             self._index = torch.arange(len(self.n_seen), device=self.n_seen.device)
         return self._index
 
-    def rotation(self, dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-        """Angles of the current tokens; `dtype` is float32 or wider."""
+    def rotation(self, dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+        """Angles of the current tokens, (R / 2,) or (B, 1, R / 2) complex; `dtype` is float32 or
+        wider."""
         if (dim, theta) not in self._rotations:
             self._rotations[dim, theta] = self._tables.at(self, dim, theta, dtype)
         return self._rotations[dim, theta]
@@ -87,12 +76,21 @@ class Rows:
         return self._masks[n_slots]
 
 
-def turn(x: Tensor, rotation: Rotation) -> None:
-    """Turn the first R channels of (B, H, K) in place, channel i with channel i + R / 2."""
-    dim = rotation.cos.shape[-1]
-    turned = x[..., :dim]
-    swapped = turned.roll(dim // 2, -1)
-    if turned.dtype == rotation.cos.dtype:
-        turned.mul_(rotation.cos).addcmul_(swapped, rotation.sin)
+def pair_order(n: int) -> Tensor:
+    """Channels that turn as (i, i + n / 2) in the order in which they are neighbours."""
+    return torch.arange(n).view(2, -1).T.flatten()
+
+
+def turn(x: Tensor, rotation: Tensor) -> None:
+    """Turn the first R channels of (B, H, K) in place, channel 2i with channel 2i + 1.
+
+    Two neighbours are a complex number, and turning is one product with exp(i angle).
+    """
+    n_pairs = rotation.shape[-1]
+    turned = x if x.shape[-1] == 2 * n_pairs else x[..., : 2 * n_pairs]
+    pairs = turned.view(*x.shape[:2], n_pairs, 2)
+    if x.dtype == rotation.dtype.to_real():
+        torch.view_as_complex(pairs).mul_(rotation)
     else:
-        turned.copy_(turned * rotation.cos + swapped * rotation.sin)
+        wide = torch.view_as_complex(pairs.to(rotation.dtype.to_real()))
+        pairs.copy_(torch.view_as_real(wide.mul_(rotation)))

@@ -27,7 +27,7 @@ class RowCache:
         raise NotImplementedError(type(self).__name__)
 
     def put(self, row: int, state: Any) -> None:
-        """Let a row be the sequence whose state (of a batch of one) a mixer has returned."""
+        """Let rows from this one on be the sequences whose states a mixer has returned."""
         raise NotImplementedError(type(self).__name__)
 
     def move(self, source: int, target: int) -> None:
@@ -81,9 +81,13 @@ class Unit:
         """(..., dim) in float32 or wider, to the same."""
         if x.is_cuda:
             return nn.functional.rms_norm(x, (self._dim,), None, self._eps)
+        return x * self.inverse(x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """(..., 1) by which (..., dim) has to be multiplied."""
         # Fewer operations than the library's composite: a CPU waits on each of them.
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x / torch.addcmul(self._offset, length, length, value=1 / self._dim).sqrt_()
+        return torch.addcmul(self._offset, length, length, value=1 / self._dim).rsqrt_()
 
 
 def fused(norm: RMSNorm, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
@@ -105,6 +109,7 @@ class Projection:
         """For what `fused` returns, or its rows in another order."""
         self._norm = Unit(norm.weight.numel(), norm.eps, norm.weight)
         self._product = Product(weight.to(dtype), None if bias is None else bias.to(dtype))
+        self.wide = at_least_float32(norm.weight[:0]).dtype
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, D) of the stream to (B, d_out) of the weights' dtype."""
@@ -138,7 +143,9 @@ class StatesOfRows(RowCache):
         self.states += [None] * (n_rows - len(self.states))
 
     def put(self, row: int, state: Any) -> None:
-        self.states[row] = state
+        tensor = next(part for part in state if isinstance(part, Tensor))
+        for i in range(len(tensor)):
+            self.states[row + i] = row_of(state, i)
 
     def move(self, source: int, target: int) -> None:
         self.states[target], self.states[source] = self.states[source], None
@@ -146,6 +153,15 @@ class StatesOfRows(RowCache):
     def row_bytes(self, n_tokens: int) -> int:
         tensors = [t for t in self.states[0] or () if isinstance(t, Tensor)]
         return sum(t.numel() * t.itemsize for t in tensors)
+
+
+def row_of(state: Any, row: int) -> Any:
+    """The state of one sequence, as if it had been read alone."""
+    if isinstance(state, Tensor):
+        return state[row : row + 1]
+    if isinstance(state, tuple):  # a NamedTuple, as all states are
+        return type(state)(*(row_of(part, row) for part in state))
+    return state
 
 
 class RowByRow(SequenceStep):
