@@ -12,6 +12,7 @@ from mixlab.training.background import BackgroundWriter, Groups
 from mixlab.training.generators import collect_of_ranks, restore_of_rank, seed_rank
 from mixlab.training.loop import Progress
 from mixlab.training.mirrors import Mirrors
+from mixlab.training.sharded_checkpoint import give_parts, is_in_parts, save_in_parts
 
 Row = dict[str, Any]
 LOGS = ("metrics.jsonl", "evals.jsonl")
@@ -53,12 +54,20 @@ class RunRecorder:
 
         def write(tensors: Groups) -> None:
             folder = self._run.checkpoints_path
-            checkpoints.save(folder, progress.step, tensors, state)
+            if is_in_parts(tensors):
+                world = self._session.hardware.world
+                save_in_parts(folder, progress.step, tensors, state, world)
+            else:
+                checkpoints.save(folder, progress.step, tensors, state)
             if is_best:
                 checkpoints.write_best(folder, progress.step, progress.best_loss_nats)
             checkpoints.prune(folder, self._kept(progress))
 
-        self._writer.submit(saved_tensors(self._session), write)
+        tensors = saved_tensors(self._session)
+        if is_in_parts(tensors):
+            write(tensors)  # here and now, as the other ranks write theirs
+        else:
+            self._writer.submit(tensors, write)
 
     def settle(self) -> None:
         """Wait until the last save is on the disk.
@@ -107,7 +116,9 @@ class FollowingRecorder:
     def evaluation(self, row: Row) -> None: ...
 
     def checkpoint(self, progress: Progress, *, is_best: bool) -> None:
-        saved_tensors(self._session)
+        tensors = saved_tensors(self._session)
+        if is_in_parts(tensors):
+            give_parts(tensors, self._session.hardware.world)
 
     def settle(self) -> None: ...
 

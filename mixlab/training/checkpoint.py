@@ -5,6 +5,8 @@
                             checkpoint.json      the manifest: sizes and hashes, its own included
     checkpoints/best.json                        which step has the lowest validation loss
 
+A group that ranks have parts of is in as many files (`training/parts.py`), and read as a whole.
+
 A checkpoint is written under a temporary name, synced and renamed. Names in the folder that begin
 with a dot are what a killed process left; the next save clears them away:
 
@@ -21,7 +23,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +36,14 @@ from mixlab.training import manifest, tensor_file
 from mixlab.training.generators import collect_generators, restore_generators
 from mixlab.training.manifest import MANIFEST, STATE, DamagedError
 from mixlab.training.optimizers.base import copy_exactly
+from mixlab.training.parts import Parts
 
 __all__ = [
     "Best",
     "Checkpoint",
+    "being_saved",
     "collect_generators",
+    "finish_files",
     "load",
     "load_module",
     "newest_good",
@@ -49,6 +55,7 @@ __all__ = [
     "step_path",
     "steps",
     "write_best",
+    "write_synced",
 ]
 
 _BEST = "best.json"
@@ -125,13 +132,25 @@ def save(
         CheckpointError: the system refused, for example because the disk is full. Every earlier
             checkpoint is as it was.
     """
+    with being_saved(folder, step) as tmp:
+        _write_files(tmp, step, tensors, state)
+    return folder / f"step-{step:06d}"
+
+
+@contextmanager
+def being_saved(folder: Path, step: int) -> Iterator[Path]:
+    """A new temporary folder, to be filled in the block; becomes the checkpoint after it.
+
+    Raises:
+        CheckpointError: as `save` does; the block's own errors leave no trace in the folder.
+    """
     path = folder / f"step-{step:06d}"
     tmp, old = folder / f"{_TMP}{path.name}", folder / f"{_OLD}{path.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(folder)
         tmp.mkdir()
-        _write_files(tmp, step, tensors, state)
+        yield tmp
         _sync_folder(tmp)
         if os.path.lexists(path):
             os.rename(path, old)
@@ -147,7 +166,6 @@ def save(
         raise CheckpointError(
             f"{path} could not be written: {error.strerror or error}. {_way_out(folder)}"
         ) from None
-    return path
 
 
 def _write_files(
@@ -162,14 +180,27 @@ def _write_files(
         assert manifest.FILE_NAME.fullmatch(name), f"{group!r} cannot be the name of a group"
         aliases = tensor_file.ties(members)
         unique = {key: tensor for key, tensor in members.items() if key not in aliases}
-        files[name] = _write(folder / name, tensor_file.encode(unique))
+        files[name] = write_synced(folder / name, tensor_file.encode(unique))
         if aliases:
             tied[group] = aliases
-    files[STATE] = _write(folder / STATE, [manifest.json_bytes(dict(state))])
-    _write(folder / MANIFEST, [manifest.encode(step, files, tied)])
+    finish_files(folder, step, files, state, tied=tied)
 
 
-def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+def finish_files(
+    folder: Path,
+    step: int,
+    files: Mapping[str, Any],
+    state: Mapping[str, Any],
+    *,
+    tied: Mapping[str, Any],
+    parts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write state.json and the manifest of `files`, name -> what `write_synced` returned."""
+    files = {**files, STATE: write_synced(folder / STATE, [manifest.json_bytes(dict(state))])}
+    write_synced(folder / MANIFEST, [manifest.encode(step, files, tied, parts or {})])
+
+
+def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write and sync one new file; returns its entry in the manifest."""
     digest, size = hashlib.blake2b(digest_size=32), 0
     with open(path, "xb") as file:
@@ -314,6 +345,7 @@ def _load(path: Path) -> Checkpoint:
         raise DamagedError(f"{MANIFEST} says step {stated['step']}")
 
     tensors: dict[str, dict[str, Tensor]] = {}
+    in_parts = Parts(stated["parts"])
     state: dict[str, Any] = {}
     for name, entry in stated["files"].items():
         data = _read(path / name, entry["bytes"])
@@ -321,11 +353,13 @@ def _load(path: Path) -> Checkpoint:
             raise DamagedError(f"{name} was altered")
         if name == STATE:
             state = manifest.parse(name, data)
+        elif in_parts.has(name):
+            in_parts.add(name, _tensors(name, data, {}))
         else:
             group = name.removesuffix(".safetensors")
             aliases = stated["tied"].get(group, {})
             tensors[group] = _tensors(name, data, aliases)
-    return Checkpoint(path, stated["step"], tensors, state)
+    return Checkpoint(path, stated["step"], tensors | in_parts.joined(), state)
 
 
 def _read(path: Path, n_bytes: int | None = None) -> bytes:
@@ -369,7 +403,7 @@ def write_best(folder: Path, step: int, loss_nats: float) -> None:
     path, tmp = folder / _BEST, folder / f"{_TMP}{_BEST}"
     try:
         tmp.unlink(missing_ok=True)
-        _write(tmp, [manifest.json_bytes({"step": step, "loss_nats": loss_nats})])
+        write_synced(tmp, [manifest.json_bytes({"step": step, "loss_nats": loss_nats})])
         os.replace(tmp, path)
         _sync_folder(folder)
     except OSError as error:

@@ -6,23 +6,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_FORMAT, _VERSION = "mixlab checkpoint", 1
+_FORMAT, _VERSION = "mixlab checkpoint", 2
+_WITHOUT_PARTS = 1  # the version of checkpoints that any earlier program reads
 MANIFEST, STATE = "checkpoint.json", "state.json"
-FILE_NAME = re.compile(r"state\.json|[a-z][a-z0-9_]{0,63}\.safetensors")
+FILE_NAME = re.compile(r"state\.json|[a-z][a-z0-9_]{0,63}(\.part\d{1,5}of\d{1,5})?\.safetensors")
 
 
 class DamagedError(Exception):
     """Why a checkpoint is refused, in words that follow its path and a colon."""
 
 
-def encode(step: int, files: Mapping[str, Any], tied: Mapping[str, Any]) -> bytes:
-    """The manifest of `files` (name -> bytes, blake2b) and `tied` (group -> alias -> name)."""
+def encode(
+    step: int, files: Mapping[str, Any], tied: Mapping[str, Any], parts: Mapping[str, Any]
+) -> bytes:
+    """The manifest of `files` (name -> bytes, blake2b), `tied` (group -> alias -> name) and `parts`
+    (group -> n, the number of its files, and rows, the tensors that each of them has rows of)."""
     document = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": _VERSION if parts else _WITHOUT_PARTS,
         "step": step,
         "files": files,
         "tied": tied,
+        **({"parts": parts} if parts else {}),
     }
     return json_bytes(document | {"blake2b": digest(json_bytes(document))})
 
@@ -47,7 +52,8 @@ def decode(data: bytes) -> dict[str, Any]:
     document = parse(MANIFEST, data)
     if document.get("format") != _FORMAT:
         raise DamagedError(f"{MANIFEST} is not that of a checkpoint")
-    if document.get("version") != _VERSION:
+    version = document.get("version")
+    if version not in (_WITHOUT_PARTS, _VERSION) or isinstance(version, bool):
         raise DamagedError(
             f"its format has version {document.get('version')!r}, this program reads {_VERSION}"
         )
@@ -56,7 +62,9 @@ def decode(data: bytes) -> dict[str, Any]:
     own = digest(json_bytes(document))
     if stated != own or json_bytes(document | {"blake2b": own}) != data:
         raise DamagedError(f"{MANIFEST} was altered")
-    if document.keys() != {"format", "version", "step", "files", "tied"}:
+    if version == _WITHOUT_PARTS:
+        document.setdefault("parts", {})
+    if document.keys() != {"format", "version", "step", "files", "tied", "parts"}:
         raise DamagedError(f"{MANIFEST} has unknown or missing keys")
     if not is_count(document["step"]) or not isinstance(document["files"], dict):
         raise DamagedError(f"{MANIFEST} has a value of a wrong type")
@@ -71,6 +79,9 @@ def decode(data: bytes) -> dict[str, Any]:
     tied = document["tied"]
     if not isinstance(tied, dict) or not all(_is_text_table(table) for table in tied.values()):
         raise DamagedError(f"{MANIFEST} has a malformed table of tied tensors")
+    parts = document["parts"]
+    if not isinstance(parts, dict) or not all(_is_part_table(table) for table in parts.values()):
+        raise DamagedError(f"{MANIFEST} has a malformed table of parts")
     return document
 
 
@@ -81,6 +92,16 @@ def is_count(value: object) -> bool:
 
 def _is_text_table(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
+
+
+def _is_part_table(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"n", "rows"}
+        and is_count(value["n"])
+        and isinstance(value["rows"], list)
+        and all(isinstance(name, str) for name in value["rows"])
+    )
 
 
 def json_bytes(document: Mapping[str, Any]) -> bytes:
