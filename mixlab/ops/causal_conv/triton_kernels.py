@@ -8,15 +8,28 @@ its part of the taps' gradient, and the parts are added in one order: runs repea
 
 # ruff: noqa: RUF005  (Triton knows no starred tuples)
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-FORWARD_TOKENS, FORWARD_AHEAD = 64, 8
-"""Tokens of a segment, and tokens read ahead at once."""
-BACKWARD_TOKENS, BACKWARD_AHEAD = 128, 4
-CHANNELS, WARPS = 256, 2
+
+class Tiling(NamedTuple):
+    """How a kernel cuts the work; found by measurement on an H200."""
+
+    channels: int  # of a program
+    warps: int
+    tokens: int  # of a segment
+    ahead: int  # tokens read at once
+
+
+FORWARD = Tiling(channels=128, warps=2, tokens=64, ahead=8)
+BACKWARD = Tiling(channels=256, warps=4, tokens=128, ahead=4)
+PARTS = 3
+"""Outputs that one launch serves."""
 
 
 def forward(
@@ -24,26 +37,22 @@ def forward(
     widths: list[int],
 ) -> list[Tensor]:  # fmt: skip
     """See operator.convolve."""
-    n_before = 0
     if tail is not None:  # only a text that is gone on with has one: a copy costs little there
-        n_before = tail.shape[1]
-        x = torch.cat([tail, x], dim=1)
-    x, weight, parts, start = _rows(x), weight.contiguous(), [], 0
+        parts = forward(torch.cat([tail, x], dim=1), weight, None, reach, silu, widths)
+        return [part[:, tail.shape[1] :].contiguous() for part in parts]
+    x, weight = _rows(x), weight.contiguous()
     reach = None if reach is None else reach.contiguous()
     n_batch, n_tokens, _ = x.shape
-    for width in widths:
-        part = x.new_empty(n_batch, n_tokens, width)
-        block = _block(width)
-        grid = (triton.cdiv(width, block), triton.cdiv(n_tokens, FORWARD_TOKENS), n_batch)
+    parts = [x.new_empty(n_batch, n_tokens, width) for width in widths]
+    for start, group, grid in _launches(parts, FORWARD):
         with _on(x):
             _forward_kernel[grid](
-                x[..., start:], weight[start:], reach, part,
-                n_tokens, width, *x.stride()[:2],
+                x, weight, reach, *_padded(group), start, *_widths(group),
+                n_tokens, *x.stride()[:2],
                 N_TAPS=weight.shape[1], SILU=silu, IS_PACKED=reach is not None,
-                TOKENS=FORWARD_TOKENS, AHEAD=FORWARD_AHEAD, BLOCK=block, num_warps=WARPS,
+                TOKENS=FORWARD.tokens, AHEAD=FORWARD.ahead, BLOCK=_block(group, FORWARD),
+                num_warps=FORWARD.warps,
             )  # fmt: skip
-        parts.append(part[:, n_before:].contiguous())
-        start += width
     return parts
 
 
@@ -57,24 +66,21 @@ def backward(
         dys = [torch.cat([dy.new_zeros(*tail.shape[:2], dy.shape[2]), dy], dim=1) for dy in dys]
         dx, dweight = backward(dys, torch.cat([tail, x], dim=1), weight, None, reach, silu)
         return [dx[:, n_before:].clone(), dweight, dx[:, :n_before].clone()]
-    x, taps, start = _rows(x), weight.contiguous(), 0
+    x, taps, dys = _rows(x), weight.contiguous(), [dy.contiguous() for dy in dys]
     reach = None if reach is None else reach.contiguous()
     (n_batch, n_tokens, n_channels), n_taps = x.shape, weight.shape[1]
     dx = x.new_empty(x.shape)
-    n_segments = triton.cdiv(n_tokens, BACKWARD_TOKENS)
+    n_segments = triton.cdiv(n_tokens, BACKWARD.tokens)
     dtaps = x.new_empty(n_batch * n_segments, n_taps, n_channels, dtype=torch.float32)
-    for dy in map(_rows, dys):
-        width = dy.shape[2]
-        block = _block(width)
+    for start, group, grid in _launches(dys, BACKWARD):
         with _on(x):
-            _backward_kernel[(triton.cdiv(width, block), n_segments, n_batch)](
-                x[..., start:], taps[start:], reach, dy,
-                dx[..., start:], dtaps[..., start:],
-                n_tokens, width, n_channels, *x.stride()[:2], *dy.stride()[:2],
+            _backward_kernel[grid](
+                x, taps, reach, *_padded(group), dx, dtaps, start, *_widths(group),
+                n_tokens, n_channels, *x.stride()[:2],
                 N_TAPS=n_taps, SILU=silu, IS_PACKED=reach is not None,
-                TOKENS=BACKWARD_TOKENS, AHEAD=BACKWARD_AHEAD, BLOCK=block, num_warps=WARPS,
+                TOKENS=BACKWARD.tokens, AHEAD=BACKWARD.ahead, BLOCK=_block(group, BACKWARD),
+                num_warps=BACKWARD.warps,
             )  # fmt: skip
-        start += width
     return [dx, dtaps.sum(0).T.to(weight.dtype).contiguous()]
 
 
@@ -83,8 +89,31 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _block(width: int) -> int:
-    return min(CHANNELS, triton.next_power_of_2(width))
+def _launches(
+    parts: list[Tensor], tiling: Tiling
+) -> Iterator[tuple[int, list[Tensor], tuple[int, int, int]]]:
+    """First channel, parts and grid of every launch."""
+    start = 0
+    for first in range(0, len(parts), PARTS):
+        group = parts[first : first + PARTS]
+        n_batch, n_tokens, _ = group[0].shape
+        block = _block(group, tiling)
+        n_blocks = sum(triton.cdiv(part.shape[2], block) for part in group)
+        yield start, group, (n_blocks, triton.cdiv(n_tokens, tiling.tokens), n_batch)
+        start += sum(part.shape[2] for part in group)
+
+
+def _block(group: list[Tensor], tiling: Tiling) -> int:
+    widest = max(part.shape[2] for part in group)
+    return min(tiling.channels, triton.next_power_of_2(widest))
+
+
+def _padded(group: list[Tensor]) -> list[Tensor]:
+    return group + group[:1] * (PARTS - len(group))
+
+
+def _widths(group: list[Tensor]) -> list[int]:
+    return [part.shape[2] for part in group] + [0] * (PARTS - len(group))
 
 
 def _on(x: Tensor) -> torch.cuda.device:
@@ -93,14 +122,30 @@ def _on(x: Tensor) -> torch.cuda.device:
 
 
 @triton.jit
+def _place(block, a_ptr, b_ptr, c_ptr, a_width, b_width, c_width, BLOCK: tl.constexpr):
+    """The part that a block of channels is of: pointer, width, channels before it and in it."""
+    a_blocks, b_blocks = tl.cdiv(a_width, BLOCK), tl.cdiv(b_width, BLOCK)
+    is_a, is_b = block < a_blocks, block < a_blocks + b_blocks
+    ptr = tl.where(is_a, a_ptr, tl.where(is_b, b_ptr, c_ptr))
+    width = tl.where(is_a, a_width, tl.where(is_b, b_width, c_width))
+    before = tl.where(is_a, 0, tl.where(is_b, a_width, a_width + b_width))
+    block -= tl.where(is_a, 0, tl.where(is_b, a_blocks, a_blocks + b_blocks))
+    return ptr, width, before, block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _forward_kernel(
-    x_ptr, taps_ptr, reach_ptr, y_ptr,
-    n_tokens, width, x_row, x_token,
+    x_ptr, taps_ptr, reach_ptr, a_ptr, b_ptr, c_ptr,
+    start, a_width, b_width, c_width, n_tokens, x_row, x_token,
     N_TAPS: tl.constexpr, SILU: tl.constexpr, IS_PACKED: tl.constexpr,
     TOKENS: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    y_ptr, width, before, c = _place(
+        tl.program_id(0), a_ptr, b_ptr, c_ptr, a_width, b_width, c_width, BLOCK
+    )
     is_channel = c < width
+    x_ptr += start + before
+    taps_ptr += (start + before) * N_TAPS
     first = tl.program_id(1) * TOKENS
     row = tl.program_id(2).to(tl.int64)
     x_ptr += row * x_row + c
@@ -117,15 +162,15 @@ def _forward_kernel(
         window = (here.to(tl.float32),) + window
 
     for offset in range(0, TOKENS, AHEAD):
-        start, ahead, reaches = first + offset, (), ()
+        begin, ahead, reaches = first + offset, (), ()
         for i in tl.static_range(AHEAD):
-            t = start + i
+            t = begin + i
             at = x_ptr + t.to(tl.int64) * x_token
             ahead = ahead + (tl.load(at, mask=is_channel & (t < n_tokens), other=0.0),)
             if IS_PACKED:
                 reaches = reaches + (tl.load(reach_ptr + t, t < n_tokens, other=0),)
         for i in tl.static_range(AHEAD):
-            t = start + i
+            t = begin + i
             window = (ahead[i].to(tl.float32),) + window
             y = window[0] * taps[0]
             for lag in tl.static_range(1, N_TAPS):
@@ -140,18 +185,24 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    x_ptr, taps_ptr, reach_ptr, dy_ptr, dx_ptr, dtaps_ptr,
-    n_tokens, width, n_channels, x_row, x_token, dy_row, dy_token,
+    x_ptr, taps_ptr, reach_ptr, a_ptr, b_ptr, c_ptr, dx_ptr, dtaps_ptr,
+    start, a_width, b_width, c_width, n_tokens, n_channels, x_row, x_token,
     N_TAPS: tl.constexpr, SILU: tl.constexpr, IS_PACKED: tl.constexpr,
     TOKENS: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    dy_ptr, width, before, c = _place(
+        tl.program_id(0), a_ptr, b_ptr, c_ptr, a_width, b_width, c_width, BLOCK
+    )
     is_channel = c < width
+    x_ptr += start + before
+    dx_ptr += start + before
+    taps_ptr += (start + before) * N_TAPS
+    dtaps_ptr += start + before
     first = tl.program_id(1) * TOKENS
     last = min(first + TOKENS, n_tokens)  # behind the segment
     row = tl.program_id(2).to(tl.int64)
     x_ptr += row * x_row + c
-    dy_ptr += row * dy_row + c
+    dy_ptr += row * n_tokens * width + c
     dx_ptr += row * n_tokens * n_channels + c
     reach_ptr = reach_ptr + row * n_tokens if IS_PACKED else reach_ptr
 
@@ -169,16 +220,16 @@ def _backward_kernel(
 
     # Past the end of the segment, up to W - 1 tokens more look back into it.
     for offset in range(0, TOKENS + N_TAPS - 1, AHEAD):
-        start, ahead, dys, reaches = first + offset, (), (), ()
+        begin, ahead, dys, reaches = first + offset, (), (), ()
         for i in tl.static_range(AHEAD):
-            t = start + i
+            t = begin + i
             is_read = is_channel & (t < n_tokens)
             ahead = ahead + (tl.load(x_ptr + t.to(tl.int64) * x_token, is_read, other=0.0),)
-            dys = dys + (tl.load(dy_ptr + t.to(tl.int64) * dy_token, is_read, other=0.0),)
+            dys = dys + (tl.load(dy_ptr + t.to(tl.int64) * width, is_read, other=0.0),)
             if IS_PACKED:
                 reaches = reaches + (tl.load(reach_ptr + t, t < n_tokens, other=0),)
         for i in tl.static_range(AHEAD):
-            t = start + i
+            t = begin + i
             window = (ahead[i].to(tl.float32),) + window
             seen = (window[0],)
             for lag in tl.static_range(1, N_TAPS):
