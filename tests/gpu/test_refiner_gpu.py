@@ -13,6 +13,7 @@ pytestmark = pytest.mark.gpu
 MIXERS = {
     "attention": {"kind": "attention", "n_heads": 2, "head_dim": 16},
     "grouped": {"kind": "attention", "n_heads": 4, "n_kv_heads": 2, "head_dim": 8},
+    "short_rows": {"kind": "attention", "n_heads": 2, "head_dim": 32},  # one kernel in bfloat16
     "token_mlp": {"kind": "token_mlp", "d_ff": 24},  # 17 positions: not a multiple of 8
 }
 
@@ -57,7 +58,7 @@ def test_compiled_training_is_the_same_function(kind):
         assert (found[name] - grad).norm() <= 1e-3 * grad.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("kind", ["attention", "token_mlp"])
+@pytest.mark.parametrize("kind", ["attention", "short_rows", "token_mlp"])
 def test_bfloat16_is_close(kind):
     loss, _ = gradients(refiner(kind).cuda())
     narrow, _ = gradients(refiner(kind).cuda(), torch.bfloat16)

@@ -75,12 +75,12 @@ def _write(start, positions, T, x, STRIDE, WIDTH: tl.constexpr):
 
 @triton.jit
 def _probabilities(qa, qb, ka, kb, is_key, scale_log2):
-    """Softmax over the keys, (queries, keys) in float32."""
+    """Softmax over the keys as numerators (queries, keys) in float32, and 1 / denominator."""
     s = tl.dot(qa, tl.trans(ka))
     s = tl.dot(qb, tl.trans(kb), s)
-    s = tl.where(is_key[None, :], s * scale_log2, -float("inf"))
-    p = tl.exp2(s - tl.max(s, 1)[:, None])
-    return p / tl.sum(p, 1)[:, None]
+    s = tl.where(is_key[None, :], s, -float("inf"))
+    p = tl.exp2((s - tl.max(s, 1)[:, None]) * scale_log2)
+    return p, 1.0 / tl.sum(p, 1)
 
 
 @triton.jit
@@ -109,8 +109,8 @@ def _forward_kernel(
         queries = start + tl.arange(0, BLOCK_Q)
         cos, sin = _angles(cosines, sines, queries, T, HALF, TURNS)
         qa, qb = _read_turned(q_start, queries, T, cos, sin, STRIDE, HALF, TURNS)
-        p = _probabilities(qa, qb, ka, kb, keys < T, scale_log2)
-        o = tl.dot(p.to(v.dtype), v)
+        p, inverse = _probabilities(qa, qb, ka, kb, keys < T, scale_log2)
+        o = tl.dot(p.to(v.dtype), v) * inverse[:, None]
         _write(out + (row * T * H + head) * K, queries, T, o, H * K, K)
 
 
@@ -128,36 +128,30 @@ def _backward_kernel(
     K: tl.constexpr,
     TURNS: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
 ):
     row, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     HALF: tl.constexpr = K // 2
     STRIDE: tl.constexpr = 3 * H * K
     q_start = qkv + row * T * STRIDE + head * K
     dq_start = d_qkv + row * T * STRIDE + head * K
-    keys = tl.arange(0, BLOCK_T)
-    k_cos, k_sin = _angles(cosines, sines, keys, T, HALF, TURNS)
-    ka, kb = _read_turned(q_start + H * K, keys, T, k_cos, k_sin, STRIDE, HALF, TURNS)
-    v = _read(q_start + 2 * H * K, keys, T, STRIDE, K)
-    dka = tl.zeros((BLOCK_T, HALF), tl.float32)
-    dkb = tl.zeros((BLOCK_T, HALF), tl.float32)
-    dv = tl.zeros((BLOCK_T, K), tl.float32)
-    for start in tl.range(0, T, BLOCK_Q, num_stages=1):
-        queries = start + tl.arange(0, BLOCK_Q)
-        cos, sin = _angles(cosines, sines, queries, T, HALF, TURNS)
-        qa, qb = _read_turned(q_start, queries, T, cos, sin, STRIDE, HALF, TURNS)
-        d_o = _read(d_out + (row * T * H + head) * K, queries, T, H * K, K)
-        p = _probabilities(qa, qb, ka, kb, keys < T, scale_log2)
-        dv = tl.dot(tl.trans(p.to(v.dtype)), d_o, dv)
-        dp = tl.dot(d_o, tl.trans(v))
-        ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(v.dtype)
-        dka = tl.dot(tl.trans(ds), qa, dka)
-        dkb = tl.dot(tl.trans(ds), qb, dkb)
-        dqa, dqb = tl.dot(ds, ka), tl.dot(ds, kb)
-        _write_turned_back(dq_start, queries, T, dqa, dqb, cos, sin, STRIDE, HALF, TURNS)
-    k_cos, k_sin = _angles(cosines, sines, keys, T, HALF, TURNS)
-    _write_turned_back(dq_start + H * K, keys, T, dka, dkb, k_cos, k_sin, STRIDE, HALF, TURNS)
-    _write(dq_start + 2 * H * K, keys, T, dv, STRIDE, K)
+    rows = tl.arange(0, BLOCK_T)
+    cos, sin = _angles(cosines, sines, rows, T, HALF, TURNS)
+    ka, kb = _read_turned(q_start + H * K, rows, T, cos, sin, STRIDE, HALF, TURNS)
+    qa, qb = _read_turned(q_start, rows, T, cos, sin, STRIDE, HALF, TURNS)
+    v = _read(q_start + 2 * H * K, rows, T, STRIDE, K)
+    d_o = _read(d_out + (row * T * H + head) * K, rows, T, H * K, K)
+    p, inverse = _probabilities(qa, qb, ka, kb, rows < T, scale_log2)
+    p = (p * inverse[:, None]).to(v.dtype)
+    dv = tl.dot(tl.trans(p), d_o)
+    _write(dq_start + 2 * H * K, rows, T, dv, STRIDE, K)
+    dp = tl.dot(d_o, tl.trans(v))
+    ds = (p * (dp - tl.sum(p * dp, 1)[:, None]) * scale).to(v.dtype)
+    cos, sin = _angles(cosines, sines, rows, T, HALF, TURNS)
+    dqa, dqb = tl.dot(ds, ka), tl.dot(ds, kb)
+    _write_turned_back(dq_start, rows, T, dqa, dqb, cos, sin, STRIDE, HALF, TURNS)
+    ds = tl.trans(ds)
+    dka, dkb = tl.dot(ds, qa), tl.dot(ds, qb)
+    _write_turned_back(dq_start + H * K, rows, T, dka, dkb, cos, sin, STRIDE, HALF, TURNS)
 
 
 def run_forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, scale: float) -> Tensor:
@@ -166,7 +160,7 @@ def run_forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, scale: floa
     out = qkv.new_empty(n, length, n_heads, width)
     _forward_kernel[(n * n_heads,)](
         qkv, cos, sin, out, scale * math.log2(math.e),
-        **_shape(qkv, cos), num_warps=4,
+        **(shape := _shape(qkv, cos)), BLOCK_Q=min(BLOCK_Q, shape["BLOCK_T"]), num_warps=4,
     )  # fmt: skip
     return out
 
@@ -189,5 +183,5 @@ def _shape(qkv: Tensor, cos: Tensor | None) -> dict[str, int | bool]:
     block = max(16, triton.next_power_of_2(qkv.shape[1]))
     return {
         "T": qkv.shape[1], "H": qkv.shape[3], "K": qkv.shape[4], "TURNS": cos is not None,
-        "BLOCK_T": block, "BLOCK_Q": min(block, BLOCK_Q),
+        "BLOCK_T": block,
     }  # fmt: skip
