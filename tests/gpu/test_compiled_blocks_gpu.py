@@ -25,7 +25,9 @@ RECIPES = {
 def test_one_graph_per_kind_of_block(name):
     torch._dynamo.reset()
     counters.clear()
-    config = load_config(name, [*RECIPES[name], "model.vocab_size=1024"])
+    config = load_config(
+        name, [*RECIPES[name], "model.vocab_size=1024", "data.tokenizer.vocab_size=1024"]
+    )
     model = build_model(config.model, 0).cuda().train()
     text = RandomText(1024, 256, 0, mean_document=60)
 
