@@ -163,6 +163,13 @@ class RefineRunConfig(Config):
                 "train.micro_batch_size", self.train.micro_batch_size,
                 "nothing: the carry belongs to the whole batch", "Lower train.batch_size instead.",
             )  # fmt: skip
+        for key in ("memory", "activation_checkpointing"):
+            if getattr(self.train, key):
+                raise Rule(
+                    f"train.{key}", getattr(self.train, key),
+                    "nothing: a refiner keeps the activations of its last cycle only, and its "
+                    "carry belongs to the whole batch", "Lower train.batch_size instead.",
+                )  # fmt: skip
         return self
 
     @property

@@ -233,6 +233,7 @@ def ready_model(config: RunConfig, hardware: Hardware) -> LanguageModel:
     """The model as at step 0 on its device, its blocks compiled and its weights shared out among
     the ranks where that is settled."""
     model = build_model(config.model, config.seed).to(hardware.device)
+    model.recomputes = config.train.activation_checkpointing
     if hardware.compile:
         compile_blocks(model)
     if config.train.parallel == "fsdp" and hardware.world.size > 1:

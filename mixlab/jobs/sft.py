@@ -19,6 +19,7 @@ from mixlab.jobs.config import RunConfig, decode_config
 from mixlab.jobs.device import Hardware, settle_hardware
 from mixlab.jobs.extend import at_rest, whole_or_gone
 from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.memory import fit_memory, told_of_memory
 from mixlab.jobs.recorder import LOGS
 from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
@@ -181,7 +182,8 @@ def _settled(tree: Tree, epochs: float | None, screen: Screen) -> tuple[RunConfi
         n_rows = prepared.split("train").n_windows(request.data.seq_len)
         n_steps = max(1, round(epochs * n_rows / request.train.batch_size))
         request = decode_config(merge(tree, {"train": {"length": f"{n_steps} steps"}}))
-    settled = settle(request, prepared, hardware)
+    with told_of_memory(request):
+        settled = settle(fit_memory(request, hardware, screen), prepared, hardware)
     assert isinstance(settled, RunConfig)
     return settled, hardware
 

@@ -19,6 +19,13 @@ from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
+from mixlab.jobs.memory import (
+    fit_memory,
+    is_out_of_memory,
+    limit_memory,
+    out_of_memory,
+    told_of_memory,
+)
 from mixlab.jobs.ranks import launched, locked, made_by_first
 from mixlab.jobs.recorder import FollowingRecorder, RunRecorder, restore
 from mixlab.jobs.run_tokenizer import at_home, changed_facts, repair_description
@@ -84,7 +91,8 @@ def start_run(
     kind.require_memory(request, hardware)
     with world.first_goes_first():
         data = data or kind.prepare_data(request, screen)
-    config = settle(request, data, hardware)
+    with told_of_memory(request):
+        config = settle(fit_memory(request, hardware, screen), data, hardware)
     run = made_by_first(world, lambda: _create(run_dir, config.name))
     with locked(run, world):
         if world.is_first:
@@ -192,6 +200,7 @@ def run_sitting(
     command: str | None,
 ) -> RunResult:
     """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
+    limit_memory(config.train, hardware)
     with torch.random.fork_rng(hardware.gpus):
         torch.manual_seed(config.seed)
         session = kind_of(config).open_session(config, data, hardware)
@@ -244,6 +253,14 @@ def run_sitting(
                 error = _with_way_out(run, error)
                 finish_failed(run, session, str(error), command)
             raise error from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            recorder.close()
+            told = out_of_memory(config, error)
+            if world.is_first:
+                finish_failed(run, session, str(told), command)
+            raise told from None
         finally:
             session.objective.close()
             recorder.close()
