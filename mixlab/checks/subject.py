@@ -11,7 +11,7 @@ _REST: dict[str, Callable[[Any], Any]] = {
     "dropout": lambda value: 0.0,
     "router_noise_std": lambda value: 0.0,
     # These kernels know neither a CPU nor float64; `auto` takes plain PyTorch there.
-    "backend": lambda value: "auto" if value in ("fla", "flash_qla") else value,
+    "backend": lambda value: "auto" if value in ("triton", "fla", "flash_qla") else value,
 }
 
 

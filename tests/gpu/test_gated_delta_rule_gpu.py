@@ -20,7 +20,7 @@ NAMES = ("q", "k", "v", "log_a", "b", "state")
 LENGTHS = [1, 37, 65, 257]
 
 
-@pytest.fixture(params=["fla", "flash_qla"])
+@pytest.fixture(params=["triton", "fla", "flash_qla"])
 def kernel(request):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -272,7 +272,7 @@ def test_inputs_are_left_alone():
     assert all(torch.equal(inputs[name], x) for name, x in before.items())
 
 
-@pytest.mark.parametrize("backend", ["fla", "flash_qla"])
+@pytest.mark.parametrize("backend", ["fla", "flash_qla", "triton"])
 def test_a_kernel_is_never_swapped_silently(backend):
     with pytest.raises(BackendError, match="need CUDA"):
         pick_backend(backend, CPU, torch.bfloat16, k_dim=128, v_dim=128)
@@ -290,10 +290,20 @@ def test_kernel_choice_on_a_gpu(monkeypatch):
     monkeypatch.setattr(kernels, "INSTALLED", {"fla", "flash_qla", "tilelang"})
     monkeypatch.setattr(kernels, "TRITON", (3, 6, 0))
     monkeypatch.setattr(kernels, "_capability", lambda device: 9)
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: 230_000)
     assert pick_backend("auto", cuda, half, k_dim=64, v_dim=64) == "fla"
     assert pick_backend("auto", cuda, torch.float32, k_dim=64, v_dim=64) == "chunked"
     assert pick_backend("auto", cuda, half, k_dim=128, v_dim=128) == "flash_qla"
     assert pick_backend("auto", cuda, half, k_dim=128, v_dim=128, b_max=2.0) == "fla"
+    monkeypatch.setattr(kernels, "INSTALLED", {"fla", "flash_qla", "tilelang", "triton"})
+    for width in (64, 256):
+        assert pick_backend("auto", cuda, half, k_dim=width, v_dim=width) == "triton"
+    assert pick_backend("auto", cuda, half, k_dim=48, v_dim=64) == "fla"
+    with pytest.raises(BackendError, match="keys of 64, 128, 256"):
+        pick_backend("triton", cuda, half, k_dim=48, v_dim=64)
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: 99_000)
+    with pytest.raises(BackendError, match="shared memory"):
+        pick_backend("triton", cuda, half, k_dim=256, v_dim=256)
     assert pick_backend("flash_qla", cuda, half, k_dim=128, v_dim=128) == "flash_qla"
     with pytest.raises(BackendError, match="step sizes up to 1"):
         pick_backend("flash_qla", cuda, half, k_dim=128, v_dim=128, b_max=2.0)

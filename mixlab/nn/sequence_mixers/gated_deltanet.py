@@ -28,7 +28,7 @@ from mixlab.nn.sequence_mixers.base import (
 )
 from mixlab.nn.short_conv import ShortConv
 from mixlab.ops.dtypes import at_least_float32, autocast_once
-from mixlab.ops.gated_delta_rule import Backend, gated_delta_rule, pick_backend
+from mixlab.ops.gated_delta_rule import Backend, gated_delta_rule, pick_backend, step_backend
 from mixlab.ops.packing import Packing
 
 
@@ -55,7 +55,7 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
     """Multiply the normed output by silu(g_proj(x)) before o_proj."""
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the output norm."""
-    backend: Literal["auto", "recurrent", "chunked", "fla", "flash_qla"] = "auto"
+    backend: Literal["auto", "recurrent", "chunked", "triton", "fla", "flash_qla"] = "auto"
     """Kernel of the recurrence. `auto` is settled by device and dtype alone, see `backend_for`; any
     other is that one or an error. Decoding takes single tokens by the recurrence itself."""
 
@@ -249,4 +249,4 @@ class GatedDeltaNet(SequenceMixer):
     def _backend(self, v: Tensor, *, is_step: bool) -> Backend:
         backend = self.cfg.backend_for(v.device, v.dtype)
         # For one token the matrix form has nothing to gain; `fla` has a step kernel of its own.
-        return "recurrent" if is_step and backend in ("chunked", "flash_qla") else backend
+        return step_backend(self.cfg.backend, backend) if is_step else backend

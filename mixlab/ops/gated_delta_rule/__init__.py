@@ -18,15 +18,16 @@ from torch import Tensor
 from mixlab.core.errors import BackendError
 from mixlab.ops.gated_delta_rule.chunked import run_chunked
 from mixlab.ops.gated_delta_rule.kernel_ops import run_kernel
-from mixlab.ops.gated_delta_rule.kernels import fla_step, obstacle
+from mixlab.ops.gated_delta_rule.kernels import INSTALLED, fla_step, obstacle
 from mixlab.ops.gated_delta_rule.recurrent import run_recurrent
 from mixlab.ops.packing import Packing
 
-Backend = Literal["recurrent", "chunked", "fla", "flash_qla"]
-"""`recurrent` is the definition, token by token; `chunked` is plain PyTorch in matrix form; `fla`
-has the Triton kernels of flash-linear-attention, `flash_qla` the kernels of FlashQLA."""
+Backend = Literal["recurrent", "chunked", "triton", "fla", "flash_qla"]
+"""`recurrent` is the definition, token by token; `chunked` is plain PyTorch in matrix form;
+`triton` has the kernels of this package, `fla` those of flash-linear-attention, `flash_qla` those
+of FlashQLA."""
 
-KERNELS: tuple[Backend, ...] = ("flash_qla", "fla")
+KERNELS: tuple[Backend, ...] = ("flash_qla", "triton", "fla")
 """Those for GPUs, the fastest first."""
 
 
@@ -101,6 +102,16 @@ def pick_backend(
             "backend 'chunked' runs everywhere, and 'auto' takes the fastest one that fits."
         )
     return requested
+
+
+def step_backend(requested: str, settled: Backend) -> Backend:
+    """What takes single tokens where `settled` takes many: the recurrence, or `fla`'s kernel of it.
+
+    A kernel asked for by name has no say in this, except for `fla`.
+    """
+    if settled == "fla" or (requested == "auto" and settled in ("triton", "flash_qla")):
+        return "fla" if "fla" in INSTALLED else "recurrent"
+    return "recurrent"
 
 
 def usable_backends(

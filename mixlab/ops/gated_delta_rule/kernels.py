@@ -1,4 +1,4 @@
-"""The gated delta rule by GPU kernels of other packages: flash-linear-attention and FlashQLA.
+"""Which GPU kernels can take a call, and those of flash-linear-attention and FlashQLA.
 
 Gate and step size come in computed, so that FlashQLA, which has no fused gate, can take the call.
 """
@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from mixlab.ops.gated_delta_rule import launch
 from mixlab.ops.gated_delta_rule.kernel_ops import Documents, Kernel, register
 
 
@@ -21,7 +22,14 @@ def _triton_version() -> tuple[int, ...] | None:
 
 
 # Plain values, so that compiled code can settle a backend while it is traced.
-INSTALLED = frozenset(name for name in ("fla", "flash_qla", "tilelang") if find_spec(name))
+PACKAGES = {
+    "fla": ("fla", "flash-linear-attention"),
+    "flash_qla": ("flash_qla", "flash-qla"),
+    "triton": ("triton", "triton"),
+}
+INSTALLED = frozenset(
+    name for name in ("fla", "flash_qla", "tilelang", "triton") if find_spec(name)
+)
 TRITON = _triton_version()
 FLASH_QLA_DIM = 128
 """The one query, key and value width that FlashQLA has kernels for."""
@@ -32,10 +40,7 @@ def obstacle(
     b_max: float = 1.0,
 ) -> str | None:  # fmt: skip
     """Why a kernel cannot take such inputs, with step sizes up to `b_max`; None if it can."""
-    package, wheel = {
-        "fla": ("fla", "flash-linear-attention"),
-        "flash_qla": ("flash_qla", "flash-qla"),
-    }[backend]
+    package, wheel = PACKAGES[backend]
     if device.type != "cuda":
         return f"the device is {device.type!r} and its kernels need CUDA"
     if package not in INSTALLED:
@@ -49,6 +54,8 @@ def obstacle(
         return hopper_trap(capability)
     if dtype == torch.float32:
         return "its kernels take float16 and bfloat16 only, and the inputs are float32"
+    if backend == "triton":
+        return launch.obstacle(capability, _shared_memory(device), k_dim, v_dim)
     if k_dim != FLASH_QLA_DIM or v_dim != FLASH_QLA_DIM:
         return f"it takes heads of {FLASH_QLA_DIM} only, and these are {k_dim} and {v_dim} wide"
     if b_max > 1:
@@ -60,6 +67,10 @@ def obstacle(
 
 def _capability(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).major
+
+
+def _shared_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def hopper_trap(capability: int) -> str | None:
@@ -172,3 +183,4 @@ def _qla_documents(documents: Documents | None, n_heads: int) -> dict[str, objec
 
 register("fla", Kernel(_fla_forward, _fla_backward))
 register("flash_qla", Kernel(_qla_forward, _qla_backward))
+register("triton", Kernel(launch.forward, launch.backward), n_kept=2)

@@ -1,4 +1,7 @@
-"""The delta rule by the Triton kernels of this package: see `triton_kernels`."""
+"""The delta rule by the Triton kernels of this package: what is launched on what.
+
+The kernels themselves, and what they compute, are in `triton_kernels`.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -6,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixlab.ops.gated_delta_rule.kernel_ops import CHUNK, Documents, Kernel, register
+from mixlab.ops.gated_delta_rule.kernel_ops import CHUNK, Documents
 from mixlab.ops.packing import chunk_table
 
 
@@ -20,13 +23,33 @@ class Tiling(NamedTuple):
 
 
 TILINGS = {
-    "prepare": Tiling(64, 4, 2),
-    "scan_states": Tiling(64, 8, 2),
+    "prepare": Tiling(64, 4, 3),
+    "scan_states": Tiling(64, 4, 1),
     "scan_outputs": Tiling(64, 8, 2),
     "scan_gradients": Tiling(64, 8, 2),
     "score_gradients": Tiling(64, 4, 3),
-    "key_gradients": Tiling(128, 8, 2),
+    "key_gradients": Tiling(64, 4, 3),
 }
+
+
+WIDTHS = (64, 128, 256)
+"""Key widths; a program holds whole keys, and value columns in blocks of 64."""
+MEMORY = {64: 60_000, 128: 110_000, 256: 190_000}
+"""Shared memory, in bytes, that the largest program of a key width asks for."""
+
+
+def obstacle(capability: int, shared_memory: int, k_dim: int, v_dim: int) -> str | None:
+    """Why such heads cannot be taken by a GPU; None if they can."""
+    if k_dim not in WIDTHS or v_dim % 64:
+        return (
+            f"it takes keys of {', '.join(map(str, WIDTHS))} and values of a multiple of 64, and "
+            f"these are {k_dim} and {v_dim} wide"
+        )
+    if capability < 8:
+        return f"it needs compute capability 8 or newer, and the GPU has {capability}"
+    if shared_memory < MEMORY[k_dim]:
+        return f"heads of {k_dim} need {MEMORY[k_dim]} bytes of shared memory, {shared_memory} here"
+    return None
 
 
 class _Call(NamedTuple):
@@ -203,6 +226,3 @@ def _sum_parts(call: _Call, dg: Tensor, db: Tensor, db_v: Tensor) -> tuple[Tenso
         **call.sizes("HC"), PARTS=len(dg),
     )  # fmt: skip
     return dlog_a, db_all
-
-
-register("triton", Kernel(forward, backward), n_kept=2)
