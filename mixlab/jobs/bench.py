@@ -17,6 +17,7 @@ from mixlab.jobs.config import AnyRunConfig, RunConfig
 from mixlab.jobs.device import Hardware, describe, measure_matmul_flops, settle_hardware
 from mixlab.jobs.kernel_times import KindTime, kernel_times
 from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.memory import fit_memory, told_of_memory
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import ready_model
 from mixlab.parallel import ALONE, World
@@ -84,7 +85,8 @@ def bench(
     """
     if n_updates < 3:
         raise ConfigError("--updates", n_updates, "at least 3, so that there is a spread")
-    with torch.random.fork_rng(settle_hardware(config.train, world).gpus):
+    gpus = settle_hardware(config.train, world).gpus
+    with told_of_memory(config), torch.random.fork_rng(gpus):
         timing = Timing(config, screen, mean_document=mean_document, world=world)
         with screen.task("Warming up; the first update compiles", None):
             timing.warm_up()
@@ -107,9 +109,10 @@ class Timing:
         mean_document: int | None = None,
         world: World = ALONE,
     ) -> None:
-        self._config, self._kind = config, kind_of(config)
+        self._kind = kind_of(config)
         self._hardware = settle_hardware(config.train, world)
         self._kind.require_memory(config, self._hardware)
+        self._config = config = fit_memory(config, self._hardware, screen)
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._hardware.device)
         torch._dynamo.utils.counters.clear()
