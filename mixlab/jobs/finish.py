@@ -30,10 +30,12 @@ def finish(
     screen: Screen,
     *,
     conclude: Callable[[RunDir, Any, int, Screen], dict[str, Any]],
+    first_step_s: float | None = None,
 ) -> dict[str, Any]:
     """Write summary.json, plots/, and, at the end of the run, report.md and what `conclude` adds.
 
     `conclude` measures what is measured once, at the end; what it returns goes into the summary.
+    `first_step_s` is how long the last sitting took to its first update, where that is known.
     """
     progress = outcome.progress
     is_over = outcome.status != "interrupted"
@@ -49,6 +51,7 @@ def finish(
         "train_s": progress.elapsed_s,
         "eval_s": progress.eval_s,
         "save_s": progress.save_s,
+        "first_step_s": first_step_s,
         "final": validation[-1] if validation else None,
         "best": best,
     }

@@ -6,6 +6,8 @@ Each is a default: whoever has set the variable keeps the setting.
 import ctypes
 import os
 import sys
+import time
+from pathlib import Path
 
 _THREAD_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
@@ -26,6 +28,16 @@ def tune_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, so that it does not warn
     if sys.platform.startswith("linux") and not any(k.startswith("MALLOC_") for k in os.environ):
         _keep_freed_memory()
+
+
+def command_age_s() -> float | None:
+    """Seconds since this process was started, if it was as a `mixlab` command; else None."""
+    if "mixlab.cli.main" not in sys.modules or not sys.platform.startswith("linux"):
+        return None
+    # Field 22 of proc(5)'s stat, counted after the name, which may hold anything.
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
 
 
 def _keep_freed_memory() -> None:

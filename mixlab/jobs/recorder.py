@@ -5,6 +5,7 @@ from typing import Any
 
 from mixlab.core.config import to_tree
 from mixlab.core.run_dir import RunDir
+from mixlab.jobs.process import command_age_s
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 from mixlab.training import checkpoint as checkpoints
@@ -22,6 +23,10 @@ class RunRecorder:
     """Appends figures, saves checkpoints, and tells the screen and the mirrors.
 
     Saves are written in the background: `settle` waits for the last one.
+
+    Attributes:
+        first_step_s: seconds from the start of the command to the first update's figures, of this
+            sitting; None before that, and where the command's start is not known.
     """
 
     def __init__(
@@ -30,8 +35,12 @@ class RunRecorder:
         self._run, self._session = run, session
         self._screen, self._mirrors, self._n_steps = screen, mirrors, n_steps
         self._writer = BackgroundWriter()
+        self.first_step_s: float | None = None
+        self._has_begun = False
 
     def metrics(self, row: Row) -> None:
+        if not self._has_begun:
+            self._has_begun, self.first_step_s = True, command_age_s()
         self._writer.check()  # a full disk should not be noticed a hundred updates late
         self._run.append("metrics.jsonl", row)
         self._mirrors.log(row["step"], row, group="train")

@@ -271,7 +271,15 @@ def run_sitting(
         if not world.is_first:
             return RunResult(run, outcome.status, {}, signal)
         conclude = kind_of(config).conclude
-        summary = finish(run, session, outcome, command, screen, conclude=conclude)
+        summary = finish(
+            run,
+            session,
+            outcome,
+            command,
+            screen,
+            conclude=conclude,
+            first_step_s=recorder.first_step_s,
+        )
         return RunResult(run, outcome.status, summary, signal)
 
 

@@ -84,6 +84,10 @@ def _besides(summary: Mapping[str, Any]) -> str:
     return f"{evals:.1f} % for evaluations, {saves:.1f} % for saves"
 
 
+def _seconds(value: float | None) -> str:
+    return "" if value is None else units.duration(value)
+
+
 def _unfinished(m: Material) -> str:
     status = m.summary.get("status")
     if status in ("finished", "stopped early"):
@@ -299,6 +303,7 @@ def training_section(m: Material) -> str:
         ("FLOPs", units.flops(n_flops)),
         ("time", units.duration(m.total("train_s", "elapsed_s"))),
         ("of it besides updates", _besides(m.summary)),
+        ("until the first step", _seconds(m.summary.get("first_step_s"))),
         ("speed", f"{units.count(rates[len(rates) // 2])} tokens/s (median)" if rates else ""),
         ("hardware", plain(str(device)) if device else ""),
         (

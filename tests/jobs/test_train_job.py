@@ -1,5 +1,6 @@
 """The whole job in this process: lengths, what is measured, what is written, what is said."""
 
+import json
 import math
 from collections import Counter
 
@@ -223,3 +224,11 @@ def test_a_prompt_longer_than_the_model_can_hold_is_cut_from_samples(train_tiny)
     run = train_tiny("model.max_seq_len=16", "sample.n=2", "train.length=1").run
     samples = run.read_jsonl("samples.jsonl")
     assert len(samples) == 2 and all(row["text"] for row in samples)
+
+
+def test_the_summary_tells_where_the_time_went(uninterrupted):
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert 0 < summary["eval_s"] + summary["save_s"] < summary["train_s"]
+    assert 0 < summary["first_step_s"] < 600
+    report = (uninterrupted / "report.md").read_text()
+    assert "% for evaluations" in report and "until the first step" in report
