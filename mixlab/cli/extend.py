@@ -29,8 +29,10 @@ def extend(
     from mixlab.jobs.process import tune_process
 
     tune_process()
-    with open_screen() as screen:
+    from mixlab.jobs.ranks import joined_ranks
+
+    with joined_ranks() as world, open_screen() as screen:
         from mixlab.jobs.extend import extend_run
 
-        result = extend_run(run, n_steps=steps, run_dir=run_dir, screen=screen)
+        result = extend_run(run, n_steps=steps, run_dir=run_dir, screen=screen, world=world)
     _finish(result)

@@ -30,6 +30,8 @@ from mixlab.cli import eval as evaluation
 from mixlab.core.errors import LabError
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+SHARED = {"train", "extend", "sft", "bench"}
+"""Commands whose work several processes share."""
 
 app = typer.Typer(
     name="mixlab",
@@ -94,6 +96,7 @@ def main() -> None:
     if _is_follower():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
+        _refuse_many_processes()
         app()
     except LabError as error:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
@@ -111,9 +114,24 @@ def main() -> None:
         raise
 
 
+def _n_processes() -> int:
+    """How many torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+
+
 def _is_follower() -> bool:
     """Whether torchrun has started this process as another one than the first."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and int(os.environ.get("RANK", 0)) > 0
+    return _n_processes() > 1 and int(os.environ.get("RANK", 0)) > 0
+
+
+def _refuse_many_processes() -> None:
+    """Commands that train share the work; in all others processes are in each other's way."""
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if _n_processes() > 1 and command in {c.name for c in app.registered_commands} - SHARED:
+        raise LabError(
+            f"{_n_processes()} processes: expected one. Leave torchrun out, which is for "
+            f"{', '.join(sorted(SHARED))}."
+        )
 
 
 if __name__ == "__main__":

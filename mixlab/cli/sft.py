@@ -49,7 +49,9 @@ def sft(
     from mixlab.jobs.process import tune_process
 
     tune_process()
-    with open_screen() as screen:
+    from mixlab.jobs.ranks import joined_ranks
+
+    with joined_ranks() as world, open_screen() as screen:
         from mixlab.jobs.sft import tune_run
 
         result = tune_run(
@@ -60,5 +62,6 @@ def sft(
             epochs=epochs,
             checkpoint=checkpoint,
             screen=screen,
+            world=world,
         )
     _finish(result)

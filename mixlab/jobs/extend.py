@@ -15,9 +15,11 @@ from mixlab.core.run_dir import RunDir
 from mixlab.jobs.config import AnyRunConfig, decode_config
 from mixlab.jobs.device import settle_hardware
 from mixlab.jobs.kinds import kind_of
+from mixlab.jobs.ranks import locked, made_by_first
 from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
+from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.config import TrainConfig
 from mixlab.training.length import Length
@@ -69,9 +71,16 @@ def plan_extension(train: TrainConfig, saved_steps: list[int], n_steps: int) -> 
 
 
 def extend_run(
-    path: Path, *, n_steps: int, run_dir: Path | None = None, screen: Screen | None = None
+    path: Path,
+    *,
+    n_steps: int,
+    run_dir: Path | None = None,
+    screen: Screen | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Train the run at `path` to `n_steps` updates in total, in a new folder.
+
+    `world` is the processes that train together, all of which make this call.
 
     Raises:
         RunError: no such run, it is not longer than before, it is being trained or has lost its
@@ -80,7 +89,7 @@ def extend_run(
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
-    with at_rest(parent):
+    with world.first_goes_first(), at_rest(parent) if world.is_first else nullcontext():
         config = decode_config(read_yaml(parent.config_path))
         start, checkpoint = _choose_start(parent, config, n_steps)
         sizes = checkpoint.state["log_bytes"]
@@ -91,11 +100,13 @@ def extend_run(
     child_config = decode_config({**to_tree(config), "train": to_tree(train)})
     named = path if path.name.strip(".") else path.resolve()  # "." has no name to build on
     child = RunDir(run_dir or named.with_name(f"{named.name}-to-{n_steps}"))
-    child.refuse_taken()
-    hardware = settle_hardware(child_config.train)
-    data = kind_of(child_config).prepare_data(at_home(child_config, parent.path), screen)
+    if world.is_first:
+        child.refuse_taken()
+    hardware = settle_hardware(child_config.train, world)
+    with world.first_goes_first():
+        data = kind_of(child_config).prepare_data(at_home(child_config, parent.path), screen)
     refuse_other_text(parent, data)
-    child = RunDir.create(child.path)
+    child = made_by_first(world, lambda: RunDir.create(child.path))
     screen.note(_explain(path, start, n_steps))
     progress = replace(
         Progress(**checkpoint.state["progress"]),
@@ -103,20 +114,22 @@ def extend_run(
         best_step=None,
         evals_without_improvement=0,
     )
-    with child.lock():
-        tree = to_tree(child_config)
-        with whole_or_gone(child):
-            child.write_text("request.yaml", dump_yaml(tree))
-            child.write_json("parent.json", _parent_facts(parent, start, config))
-            if (parent.path / BASE).is_file():
-                shutil.copyfile(parent.path / BASE, child.path / BASE)
-            for name, text in logs.items():  # the child's figures begin with the parent's
-                child.write_text(name, text)
-            # The child owns its first checkpoint, so that it can be resumed from its first update.
-            state = {**checkpoint.state, "progress": asdict(progress), "config": tree}
-            checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
-            # Last, since it makes the folder a run: without its first checkpoint it is none.
-            child.write_text("config.yaml", dump_yaml(tree))
+    with locked(child, world):
+        if world.is_first:
+            tree = to_tree(child_config)
+            with whole_or_gone(child):
+                child.write_text("request.yaml", dump_yaml(tree))
+                child.write_json("parent.json", _parent_facts(parent, start, config))
+                if (parent.path / BASE).is_file():
+                    shutil.copyfile(parent.path / BASE, child.path / BASE)
+                for name, text in logs.items():  # the child's figures begin with the parent's
+                    child.write_text(name, text)
+                # The child owns its first checkpoint, so that it can be resumed from its first
+                # update.
+                state = {**checkpoint.state, "progress": asdict(progress), "config": tree}
+                checkpoints.save(child.checkpoints_path, start.step, checkpoint.tensors, state)
+                # Last, since it makes the folder a run: without its first checkpoint it is none.
+                child.write_text("config.yaml", dump_yaml(tree))
         return run_sitting(child, child_config, data, hardware, progress, checkpoint, screen, None)
 
 

@@ -41,6 +41,9 @@ def joined_ranks() -> Iterator[World]:
     if launched_size() == 1:
         yield ALONE
         return
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if local_rank < torch.cuda.device_count():  # or everything would begin on the first GPU
+        torch.cuda.set_device(local_rank)
     store, rank, size = next(iter(dist.rendezvous("env://", timeout=COLLECTIVE_LIMIT)))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
@@ -51,7 +54,7 @@ def joined_ranks() -> Iterator[World]:
     )
     store = dist.PrefixStore("mixlab", store)
     watch = Watch.open(rank, size, store, os.environ["MASTER_ADDR"], _tell_of_loss)
-    world = World(rank, size, int(os.environ["LOCAL_RANK"]), store, on_leave=_leave(watch))
+    world = World(rank, size, local_rank, store, on_leave=_leave(watch))
     try:
         yield world
     except LabError as error:

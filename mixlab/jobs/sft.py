@@ -1,9 +1,10 @@
 """Instruction tuning: a child run that starts from a run's weights and learns from its answers."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +21,14 @@ from mixlab.jobs.device import Hardware, settle_hardware
 from mixlab.jobs.extend import at_rest, whole_or_gone
 from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.memory import fit_memory, told_of_memory
+from mixlab.jobs.ranks import locked, made_by_first
 from mixlab.jobs.recorder import LOGS
 from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, open_session, prepare_data
-from mixlab.jobs.train import RunResult, run_sitting, settle
+from mixlab.jobs.train import RunResult, find_checkpoint, run_sitting, settle
 from mixlab.jobs.trained import TrainedModel, open_trained
+from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.generators import collect_generators
 from mixlab.training.loop import Progress
@@ -53,20 +56,22 @@ def tune_run(
     checkpoint: str | int = "best",
     screen: Screen | None = None,
     command: str | None = None,
+    world: World = ALONE,
 ) -> RunResult:
     """Fine-tune the run at `path` on examples, in a new folder that names its parent.
 
     `data` is a file of JSON lines, or the name of a packaged preset such as `instructions`. The
-    length is `epochs` passes over the examples, or what `train.length` says.
+    length is `epochs` passes over the examples, or what `train.length` says. `world` is the
+    processes that train together, all of which make this call.
 
     Raises:
         LabError: no such run or data, settings that are not valid or do not fit, a taken folder.
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
-    if run_dir is not None:
+    if run_dir is not None and world.is_first:
         RunDir(run_dir).refuse_taken()
-    with at_rest(parent):
+    with world.first_goes_first(), at_rest(parent) if world.is_first else nullcontext():
         base = open_trained(parent.path, checkpoint)
         config = decode_config(read_yaml(parent.config_path))
     assert isinstance(config, RunConfig), "open_trained refuses other kinds"
@@ -77,26 +82,30 @@ def tune_run(
         )
     if epochs is None and not has_length:
         epochs = EPOCHS
-    child_config, hardware = _settled(tree, epochs, screen)
-    child = _make_folder(parent, run_dir)
-    with child.lock():
-        with whole_or_gone(child):
-            base.tokenizer.save(child.path / BASE)
+    child_config, hardware = _settled(tree, epochs, screen, world)
+    child = made_by_first(world, lambda: _make_folder(parent, run_dir))
+    with locked(child, world):
+        with world.first_goes_first(), whole_or_gone(child) if world.is_first else nullcontext():
+            if world.is_first:
+                base.tokenizer.save(child.path / BASE)
             child_config = _with_tokenizer(child_config, base.tokenizer.eos)
             prepared = prepare_data(at_home(child_config, child.path), _Hushed(screen))
             prepared.manifest["tokenizer"]["config"] = to_tree(child_config.data.tokenizer)
-            _tell(parent, base, child_config, screen)
-            saved = _first_checkpoint(child, child_config, prepared, hardware, base, screen)
-            facts = {
-                "path": str(parent.path.resolve()), "name": config.name, "step": base.step,
-                "how": "sft", "answers": saved.answers,
-            }  # fmt: skip
-            child.write_json("parent.json", facts)
-            child.write_text("request.yaml", dump_yaml(to_tree(child_config)))
-            # Last, since it makes the folder a run: without its first checkpoint it is none.
-            child.write_text("config.yaml", dump_yaml(to_tree(child_config)))
+            if world.is_first:
+                _tell(parent, base, child_config, screen)
+                alone = hardware._replace(world=ALONE)
+                answers = _first_checkpoint(child, child_config, prepared, alone, base, screen)
+                facts = {
+                    "path": str(parent.path.resolve()), "name": config.name, "step": base.step,
+                    "how": "sft", "answers": answers,
+                }  # fmt: skip
+                child.write_json("parent.json", facts)
+                child.write_text("request.yaml", dump_yaml(to_tree(child_config)))
+                # Last, since it makes the folder a run: without its first checkpoint it is none.
+                child.write_text("config.yaml", dump_yaml(to_tree(child_config)))
+        saved = find_checkpoint(child, None)
         return run_sitting(
-            child, child_config, prepared, hardware, Progress(), saved.checkpoint, screen, command
+            child, child_config, prepared, hardware, Progress(), saved, screen, command
         )
 
 
@@ -167,7 +176,9 @@ def _source(data: str) -> Tree:
     return merge(default, {"data": {"corpus": {"kind": "chat", "path": data}}})
 
 
-def _settled(tree: Tree, epochs: float | None, screen: Screen) -> tuple[RunConfig, Hardware]:
+def _settled(
+    tree: Tree, epochs: float | None, screen: Screen, world: World
+) -> tuple[RunConfig, Hardware]:
     """The config with everything decided, checked against memory and examples.
 
     `epochs` passes over the examples; None: the length is in the tree.
@@ -175,9 +186,10 @@ def _settled(tree: Tree, epochs: float | None, screen: Screen) -> tuple[RunConfi
     request = decode_config(tree)
     assert isinstance(request, RunConfig)
     check_mirrors(request.log.mirrors)
-    hardware = settle_hardware(request.train)
+    hardware = settle_hardware(request.train, world)
     kind_of(request).require_memory(request, hardware)
-    prepared = prepare_data(request, screen)
+    with world.first_goes_first():
+        prepared = prepare_data(request, screen)
     if epochs is not None:
         n_rows = prepared.split("train").n_windows(request.data.seq_len)
         n_steps = max(1, round(epochs * n_rows / request.train.batch_size))
@@ -199,13 +211,6 @@ def _with_tokenizer(config: RunConfig, eos: str) -> RunConfig:
 # --- the first checkpoint -----------------------------------------------------------------------
 
 
-class First(NamedTuple):
-    """What a child begins with."""
-
-    checkpoint: checkpoints.Checkpoint
-    answers: dict[str, Any] | None  # of the parent to the questions of the test split
-
-
 def _first_checkpoint(
     child: RunDir,
     config: RunConfig,
@@ -213,9 +218,12 @@ def _first_checkpoint(
     hardware: Hardware,
     base: TrainedModel,
     screen: Screen,
-) -> First:
-    """The parent's weights with a new optimizer, as step 0 of the child."""
-    with torch.random.fork_rng():
+) -> dict[str, Any] | None:
+    """Save the parent's weights with a new optimizer as step 0 of the child.
+
+    Returns what the parent answers to the questions of the test split.
+    """
+    with torch.random.fork_rng(hardware.gpus):
         torch.manual_seed(config.seed)
         session = open_session(config, prepared, hardware)
         weights = base.model.state_dict()
@@ -237,8 +245,8 @@ def _first_checkpoint(
             "log_bytes": dict.fromkeys(LOGS, 0),
             "config": to_tree(config),
         }
-        saved = checkpoints.save(child.checkpoints_path, 0, tensors, state)
-    return First(checkpoints.load(saved, device="cpu"), answers)
+        checkpoints.save(child.checkpoints_path, 0, tensors, state)
+    return answers
 
 
 def _ask_parent(session: Session, screen: Screen) -> dict[str, Any] | None:

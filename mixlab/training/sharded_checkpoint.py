@@ -1,7 +1,7 @@
 """Save a checkpoint of which every rank writes its own rows.
 
-Why not `torch.distributed.checkpoint`: in its own format the index is pickled; its safetensors files
-need its reader to be joined again; neither is hashed, or replaced as one.
+Why not `torch.distributed.checkpoint`: in its own format the index is pickled, its safetensors
+files need its reader to be joined again, and neither is hashed or replaced as one.
 """
 
 from collections.abc import Mapping
