@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixlab.core.errors import BackendError
 from mixlab.ops.rope import rope_table
@@ -70,8 +71,10 @@ def test_the_operator_has_the_shapes_that_compiled_code_expects():
     ops = torch.ops.mixlab
     with FakeTensorMode():
         qkv = torch.empty(2, 3, 7, 3, 32).transpose(1, 2)  # (B, T, 3, H, K), strided
-        out = ops.row_attention(qkv, None, None, 0.1)
+        with FlopCounterMode(display=False) as counter:
+            out = ops.row_attention(qkv, None, None, 0.1)
         back = ops.row_attention_backward(out, qkv, None, None, 0.1)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 3 * 7 * 7 * 32  # scores and values
     assert out.shape == (2, 7, 3, 32)
     assert back.shape == qkv.shape
     assert back.is_contiguous()

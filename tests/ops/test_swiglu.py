@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mixlab.ops.swiglu import pick_backend, swiglu
 
@@ -35,7 +36,9 @@ def test_operators_have_the_shapes_that_compiled_code_expects():
         wide = torch.empty(12, 3, 5).permute(1, 2, 0)  # (3, 5, 12), strided
         out = ops.swiglu_gate(wide)
         back = ops.swiglu_gate_backward(out, wide)
-        product = ops.swiglu_product(torch.empty(3, 5, 4), torch.empty(12, 4))
+        with FlopCounterMode(display=False) as counter:
+            product = ops.swiglu_product(torch.empty(3, 5, 4), torch.empty(12, 4))
+    assert counter.get_total_flops() == 2 * 15 * 4 * 12
     assert out.shape == product.shape == (3, 5, 6)
     assert back.shape == wide.shape
     assert back.is_contiguous()

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mixlab.core.errors import BackendError
 from mixlab.ops.attention import attention
@@ -107,3 +108,16 @@ def _back(ctx, d_out: Tensor) -> tuple:
 
 
 _attend.register_autograd(_back, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.mixlab.row_attention)
+def _flops(qkv: torch.Size, *args, **kwargs) -> int:
+    """Two products per pair of positions; a multiply-add counts 2."""
+    n, length, _, n_heads, width = qkv
+    return 4 * n * n_heads * length**2 * width
+
+
+@register_flop_formula(torch.ops.mixlab.row_attention_backward)
+def _back_flops(d_out: torch.Size, qkv: torch.Size, *args, **kwargs) -> int:
+    """Twice those forwards, as PyTorch counts its own kernels: what is worked out anew is not."""
+    return 2 * _flops(qkv)

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 Backend = Literal["eager", "triton"]
 """`eager` is the definition, in PyTorch; `triton` has kernels of its own for a CUDA GPU."""
@@ -89,3 +90,9 @@ def _back(ctx, d_out: Tensor) -> Tensor:
 
 
 _gate.register_autograd(_back, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.mixlab.swiglu_product)
+def _flops(x: torch.Size, weight: torch.Size, *args, **kwargs) -> int:
+    """Of the product; a multiply-add counts 2."""
+    return 2 * x.numel() * weight[0]
