@@ -39,6 +39,15 @@ class Batch(NamedTuple):
         """The batch in page-locked memory, from where a GPU copies without anybody waiting."""
         return Batch(*(None if part is None else part.pin_memory() for part in self))  # type: ignore
 
+    def padded(self, n_rows: int) -> "Batch":
+        """The batch with `n_rows` sequences, the further ones without any target."""
+        n_more = n_rows - len(self.tokens)
+        if n_more <= 0:
+            return self
+        first = self.rows(slice(0, 1))
+        more = Batch(*(None if part is None else part.repeat(n_more, 1) for part in first))  # type: ignore
+        return Batch.joined([self, more._replace(targets=torch.full_like(more.targets, IGNORE))])
+
     def rows(self, where: slice) -> "Batch":
         """Some of the sequences."""
         return Batch(*(None if part is None else part[where] for part in self))  # type: ignore

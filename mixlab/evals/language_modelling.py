@@ -49,8 +49,11 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
+        n_rows = 0
         for batch in batches:
-            sums += _score(model, batch.to(device), bytes_of, compute_dtype, loops)
+            n_rows = n_rows or len(batch.tokens)
+            on_device = _on_device(batch, n_rows, device)
+            sums += _score(model, *on_device, bytes_of, compute_dtype, loops)
     finally:
         model.train(was_training)
     nats, hits, n_bytes, n_targets = world.add_up(sums).tolist()
@@ -64,9 +67,20 @@ def evaluate(
     )
 
 
+def _on_device(batch: Batch, n_rows: int, device: torch.device) -> tuple[Batch, Packing]:
+    """The batch and its packing; for a GPU without waiting, and always of the same shape, since
+    another one would be compiled for."""
+    if device.type != "cuda":
+        return batch.to(device), Packing(batch.segments, batch.prefix).to(device)
+    batch = batch.padded(n_rows)
+    packing = Packing(batch.segments, batch.prefix).pinned()
+    return batch.pinned().to(device), packing.to(device)
+
+
 def _score(
     model: LanguageModel,
     batch: Batch,
+    packing: Packing,
     bytes_of: Tensor,
     compute_dtype: torch.dtype | None,
     loops: Loops | None,
@@ -74,7 +88,7 @@ def _score(
     dtype = compute_dtype or torch.bfloat16
     with torch.autocast(batch.tokens.device.type, dtype=dtype, enabled=compute_dtype is not None):
         arguments = () if loops is None else (loops,)
-        h = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), *arguments).h
+        h = model.trunk(batch.tokens, None, packing, *arguments).h
     targets = batch.targets.flatten()
     scores = score_tokens(h.flatten(0, 1), model.head_weight, targets, compute_dtype=compute_dtype)
     is_target = targets != IGNORE

@@ -114,3 +114,12 @@ def test_a_half_precision_trunk_is_scored_in_float32():
     assert half.loss_nats == pytest.approx(exact.loss_nats, abs=0.02)
     # A loss that had passed through bfloat16 would have no more than 8 bits.
     assert half.loss_nats != float(torch.tensor(half.loss_nats).bfloat16())
+
+
+def test_rows_without_targets_that_fill_a_batch_change_no_figure():
+    padded = [batch.padded(3) for batch in batches()]
+    assert [len(batch.tokens) for batch in padded] == [3, 3]
+    found, want = (evaluate(build().double(), b, BYTES) for b in (padded, batches()))
+    assert found.n_tokens == want.n_tokens and found.accuracy == want.accuracy
+    assert found.loss_nats == pytest.approx(want.loss_nats, rel=1e-12)
+    assert found.bits_per_byte == pytest.approx(want.bits_per_byte, rel=1e-12)
