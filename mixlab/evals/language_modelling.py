@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mixlab.data.batch import Batch
-from mixlab.parallel import ALONE, World
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
 from mixlab.ops.packing import Packing
+from mixlab.parallel import ALONE, World
 
 
 class EvalMetrics(NamedTuple):
