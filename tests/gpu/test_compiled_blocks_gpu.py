@@ -49,7 +49,9 @@ def test_one_graph_per_kind_of_block(name):
     for before, after in zip(want, got, strict=True):
         for parameter, expected in before.items():
             error = (after[parameter] - expected).norm() / expected.norm().clamp(min=1e-6)
-            assert error < 0.1, f"{parameter}: {error:.1e}"  # bfloat16 in other roundings
+            # bfloat16 in other roundings; vectors are sums over tokens that cancel each other.
+            limit = 0.1 if expected.dim() > 1 else 0.3
+            assert error < limit, f"{parameter}: {error:.1e}"
 
     model.eval()
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
