@@ -12,18 +12,21 @@ from torch.profiler import ProfilerActivity, profile
 _KINDS = (
     ("between processes", r"nccl|c10d|gloo"),
     ("optimizer", r"adam|multi_tensor|foreach|lerp"),
-    ("gated delta rule", r"delta|chunk_|_wy|wy_|kkt|solve_tril|merge_16x16|tl_|qla|recurrent"),
+    ("norm", r"^triton_.*norm"),
+    ("compiled elementwise", r"^triton_(poi|per|red)_"),
+    ("gated delta rule", r"delta|chunk_|_wy|wy_|kkt|solve_tril|merge_16x16|tl_|qla|recurrent"
+                         r"|^(prepare|scan_states|scan_gradients|scan_outputs|score_gradients|"
+                         r"key_gradients|sum_parts)$"),
     ("attention", r"flash|fmha|attention|sdpa"),
     ("matrix products", r"gemm|nvjet|cutlass|matmul|::mm|addmm|::bmm|baddbmm|linear|xmma|splitk"),
     ("convolution", r"conv"),
-    ("cross-entropy", r"softmax|nll|cross_entropy|logsumexp"),
+    ("cross-entropy", r"softmax|nll|cross_entropy|logsumexp|_nats_kernel|_score_kernel"),
     ("norm", r"norm"),
     ("experts' sorting", r"sort|histogram|bincount|scan|index_select|index_put|scatter|gather"),
     ("embedding", r"embedding"),
     ("copies and casts", r"copy|memcpy|memset|cat|fill|_to_copy|contiguous"),
-    ("compiled elementwise", r"triton_"),
     ("elementwise", r"elementwise|vectorized|reduce|mul|add|silu|sigmoid|exp|where|sum|pow|rsqrt"),
-)
+)  # fmt: skip
 
 
 class KindTime(NamedTuple):

@@ -81,6 +81,10 @@ def test_too_few_updates(quiet):
         ("void multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
         ("Memcpy HtoD (Pinned -> Device)", "copies and casts"),
         ("triton_poi_fused_silu_3", "compiled elementwise"),
+        ("triton_poi_fused_cat_mul_silu_silu_backward_view_2", "compiled elementwise"),
+        ("triton_per_fused__fused_rms_norm__to_copy__unsafe_view_", "norm"),
+        ("scan_states", "gated delta rule"),
+        ("_nats_kernel", "cross-entropy"),
         ("causal_conv1d_fwd_kernel", "convolution"),
     ],
 )
