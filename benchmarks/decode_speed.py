@@ -4,10 +4,10 @@
     python benchmarks/decode_speed.py --device cuda --models gpu --contexts 1024 16384 --new 64
 
 The weights are exported to the stock class in memory, so both compute the same function, and both
-write greedily; the last column says whether they wrote the same text. `decode` is the time of the
-tokens after the first one: a run that writes N + 1 tokens less one that writes a single one.
-`prefill` is that single one, prompts of a batch included. All contenders are timed in turn within a
-round; figures are medians over rounds, ratios are medians of the ratios of each round.
+write greedily; the last column says whether they wrote the same text. `prefill` is the time until the
+logits behind the prompts (theirs) or the first tokens (ours) are there, `decode` that of all tokens
+after it. All contenders are timed in turn within a round; figures are medians over rounds, ratios
+are medians of the ratios of each round, with the lowest and the highest of them.
 
 On a CPU with one thread, times are processor time, which leaves out what a shared machine gives to
 others. On a GPU they are wall time, the model in bfloat16, ours as CUDA graphs.
@@ -25,7 +25,7 @@ from mixlab.jobs.process import tune_process
 tune_process()  # as the command line does, before torch is loaded; for both contenders
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor
 from transformers.utils import import_utils
 
 from mixlab.core.config import decode
@@ -140,31 +140,52 @@ def stacked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def writer(rows: RowModel, vocab: int, prompts: list[list[int]]) -> Callable[[int], list]:
-    """Write so many tokens after each prompt by an engine."""
+Writer = Callable[[int, Callable[[], None]], list[list[int]]]
+"""Writes so many tokens after each prompt, and calls back once the prompts are read."""
 
-    def run(n_new: int) -> list[list[int]]:
+
+def writer(rows: RowModel, vocab: int, prompts: list[list[int]]) -> Writer:
+    """By an engine."""
+
+    def run(n_new: int, has_read: Callable[[], None]) -> list[list[int]]:
         engine = Engine(rows.fresh() if not torch.cuda.is_available() else rows, Ids(vocab),
                         max_rows=len(prompts))  # fmt: skip
         texts = {engine.add(Request(p, n_new, GREEDY, ignore_eos=True)): [] for p in prompts}
+        is_read = False
         while engine.n_live or engine.n_waiting:
             for event in engine.step():
                 texts[event.key].append(event.token)
+            if not is_read and not engine.n_waiting:
+                has_read()
+                is_read = True
         return list(texts.values())
 
     return run
 
 
-def stock_writer(
-    stock: Any, prompts: list[list[int]], device: torch.device
-) -> Callable[[int], list]:
+class AtFirstLogits(LogitsProcessor):
+    """Calls back when `generate` has the first logits, and leaves all of them as they are."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._call is not None:
+            self._call()
+            self._call = None
+        return scores
+
+
+def stock_writer(stock: Any, prompts: list[list[int]], device: torch.device) -> Writer:
+    """By `generate`."""
     given = torch.tensor(prompts, device=device)
     mask = torch.ones_like(given)
 
-    def run(n_new: int) -> list[list[int]]:
+    def run(n_new: int, has_read: Callable[[], None]) -> list[list[int]]:
         out = stock.generate(
-            given, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new, do_sample=False
-        )
+            given, attention_mask=mask, max_new_tokens=n_new, min_new_tokens=n_new,
+            do_sample=False, logits_processor=[AtFirstLogits(has_read)],
+        )  # fmt: skip
         return out[:, given.shape[1] :].tolist()
 
     return run
@@ -175,13 +196,12 @@ class Times(NamedTuple):
     decode_s: float
 
 
-def measure(run: Callable[[int], list], n_new: int, clock: Callable[[], float]) -> Times:
+def measure(run: Writer, n_new: int, clock: Callable[[], float]) -> Times:
+    read: list[float] = []
     start = clock()
-    run(1)
-    middle = clock()
-    run(1 + n_new)
-    prefill = middle - start
-    return Times(prefill, clock() - middle - prefill)
+    run(1 + n_new, lambda: read.append(clock()))
+    end = clock()
+    return Times(read[0] - start, end - read[0])
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
@@ -206,17 +226,18 @@ def compare(
     precision = torch.bfloat16 if device.type == "cuda" else None
     rows = row_model(ours, precision=precision)
     runs = [writer(rows, vocab, prompts), stock_writer(stock, prompts, device)]
-    texts = [run(args.new + 1) for run in runs]  # warms up as well
+    texts = [run(args.new + 1, lambda: None) for run in runs]  # warms up as well
     clock = clock_of(device)
     found = [[measure(run, args.new, clock) for run in runs] for _ in range(args.rounds)]
     rates = [statistics.median(n_rows * args.new / r[i].decode_s for r in found) for i in (0, 1)]
     ms = [statistics.median(1e3 * r[i].decode_s / args.new for r in found) for i in (0, 1)]
-    ratio = statistics.median(r[1].decode_s / r[0].decode_s for r in found)
+    ratios = sorted(r[1].decode_s / r[0].decode_s for r in found)
+    spread = f"{statistics.median(ratios):6.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
     prefill = [statistics.median(1e3 * r[i].prefill_s for r in found) for i in (0, 1)]
     same = sum(a == b for a, b in zip(*texts, strict=True))
     print(
         f"{name:27s} {n_rows:4d} {n_prompt:7d} | {rates[0]:8.0f} {rates[1]:8.0f} {ms[0]:7.2f} "
-        f"{ms[1]:7.2f} {ratio:6.2f} | {prefill[0]:8.0f} {prefill[1]:8.0f} "
+        f"{ms[1]:7.2f} {spread:18s} | {prefill[0]:8.0f} {prefill[1]:8.0f} "
         f"{prefill[1] / prefill[0]:6.2f} | {same} of {n_rows}",
         flush=True,
     )
@@ -273,12 +294,12 @@ def main() -> None:
         f"{args.threads} thread(s), {sizes}, {args.new} tokens, {args.rounds} rounds"
     )
     print(
-        "                                         | decode tok/s      ms per step             "
-        "| prefill, ms               | same"
+        "                                         | decode tok/s      ms per step"
+        "                          | prefill, ms              | same"
     )
     print(
-        "model                       rows context |     ours    stock    ours   stock  ratio "
-        "|     ours    stock  ratio | text"
+        "model                       rows context |     ours    stock    ours   stock  ratio"
+        "             |     ours    stock ratio | text"
     )
     for name, tree in catalogue(**sizes).items():
         wanted = any(part in name for part in args.only) if args.only else True
