@@ -100,12 +100,18 @@ class Muon(Optimizer):
 
         torch._foreach_lerp_(means, grads, 1 - cfg.momentum)
         updates = torch._foreach_lerp(grads, means, cfg.momentum) if cfg.nesterov else means
-        stack = torch.cat([u.reshape(-1, rows, columns) for u in updates])  # (matrices, r, c)
-        stack = orthogonalise(stack.to(_NS_DTYPES[cfg.ns_dtype]), cfg.ns_steps).to(params[0].dtype)
         counts = [p.numel() // (rows * columns) for p in params]
-        pieces = [s.view(p.shape) for s, p in zip(stack.split(counts), params, strict=True)]
+
+        def pieces(stack: Tensor) -> list[Tensor]:
+            return [s.view(p.shape) for s, p in zip(stack.split(counts), params, strict=True)]
+
+        # Stacked and narrowed in one pass over the updates.
+        stack = params[0].new_empty(sum(counts), rows, columns, dtype=_NS_DTYPES[cfg.ns_dtype])
+        torch._foreach_copy_(pieces(stack), updates)
+        stack = orthogonalise(stack, cfg.ns_steps).to(params[0].dtype)
         torch._foreach_mul_(params, 1 - lr * cfg.weight_decay)
-        torch._foreach_add_(params, pieces, alpha=-lr * update_scale(cfg.scale, rows, columns))
+        step = lr * update_scale(cfg.scale, rows, columns)
+        torch._foreach_add_(params, pieces(stack), alpha=-step)
 
     def state_tensors(self) -> dict[str, Tensor]:
         state = {f"muon/momentum/{name}": mean for name, mean in self._momentum.items()}
