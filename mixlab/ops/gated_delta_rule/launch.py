@@ -134,11 +134,11 @@ def _launch(name: str) -> dict[str, int]:
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, documents: Documents
 ) -> _Call:
-    from mixlab.ops.gated_delta_rule.triton_kernels import prepare
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_prepare
 
     kept = k.new_empty(2, *b.shape, CHUNK)
     call = _Call(q, k, v, b, torch.empty_like(b), kept, documents)
-    prepare[call.n_chunks, call.n_heads](
+    delta_prepare[call.n_chunks, call.n_heads](
         q, k, log_a, b, call.g, *kept, *call.by_chunk, call.scale,
         **call.sizes("GHKC"), BK=min(k.shape[-1], TILINGS["prepare"].columns),
         **_launch("prepare"),
@@ -150,11 +150,11 @@ def _scan_states(
     call: _Call, first: Tensor | None, o: Tensor | None, final: Tensor | None,
     states: Tensor | None, writes: Tensor | None,
 ) -> None:  # fmt: skip
-    from mixlab.ops.gated_delta_rule.triton_kernels import scan_states
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_scan_states
 
     name = "scan_states" if o is None else "scan_outputs"
     columns = min(call.v.shape[-1], TILINGS[name].columns)
-    scan_states[call.lanes(columns)](
+    delta_scan_states[call.lanes(columns)](
         call.q, call.k, call.v, call.b, call.g, *call.kept, first, o, final, states, writes,
         *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
@@ -166,12 +166,12 @@ def _scan_states(
 def _scan_gradients(
     call: _Call, do: Tensor, dfinal: Tensor | None, first: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    from mixlab.ops.gated_delta_rule.triton_kernels import scan_gradients
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_scan_gradients
 
     dstates, dx = call.states(), torch.empty_like(call.v)
     dfirst = None if first is None else torch.empty_like(first)
     columns = min(call.v.shape[-1], TILINGS["scan_gradients"].columns)
-    scan_gradients[call.lanes(columns)](
+    delta_scan_gradients[call.lanes(columns)](
         call.q, call.k, call.b, call.g, *call.kept, do, dfinal, dfirst, dstates, dx,
         *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
@@ -182,11 +182,11 @@ def _scan_gradients(
 
 
 def _score_gradients(call: _Call, writes: Tensor, do: Tensor, dx: Tensor) -> tuple[Tensor, ...]:
-    from mixlab.ops.gated_delta_rule.triton_kernels import score_gradients
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_score_gradients
 
     dp, da = torch.empty_like(call.kept)
     dv, db = torch.empty_like(call.v), torch.empty_like(call.g)
-    score_gradients[call.n_chunks, call.n_heads](
+    delta_score_gradients[call.n_chunks, call.n_heads](
         call.v, call.b, call.g, writes, do, dx, dp, da, dv, db, *call.by_chunk, call.scale,
         **call.sizes("HVC"), BV=min(call.v.shape[-1], TILINGS["score_gradients"].columns),
         **_launch("score_gradients"),
@@ -198,14 +198,14 @@ def _key_gradients(
     call: _Call, states: Tensor, dstates: Tensor, writes: Tensor, do: Tensor, dx: Tensor,
     dp: Tensor, da: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    from mixlab.ops.gated_delta_rule.triton_kernels import key_gradients
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_key_gradients
 
     tiling, k_dim = TILINGS["key_gradients"], call.k.shape[-1]
     columns = min(k_dim, tiling.columns)
     n_parts = k_dim // columns
     dq, dk = (call.k.new_empty(*call.g.shape, k_dim) for _ in range(2))
     dg, db = (call.g.new_empty(n_parts, *call.g.shape) for _ in range(2))
-    key_gradients[n_parts * call.n_chunks, call.n_heads](
+    delta_key_gradients[n_parts * call.n_chunks, call.n_heads](
         call.q, call.k, call.b, call.g, states, dstates, writes, do, dx, dp, da, dq, dk, dg, db,
         *call.by_chunk, call.scale, call.g.numel() // call.n_heads,
         **call.sizes("GHKVC"), BK=columns, BV=min(call.v.shape[-1], tiling.depth),
@@ -218,10 +218,10 @@ def _key_gradients(
 
 
 def _sum_parts(call: _Call, dg: Tensor, db: Tensor, db_v: Tensor) -> tuple[Tensor, Tensor]:
-    from mixlab.ops.gated_delta_rule.triton_kernels import sum_parts
+    from mixlab.ops.gated_delta_rule.triton_kernels import delta_sum_parts
 
     dlog_a, db_all = torch.empty_like(call.g), torch.empty_like(call.g)
-    sum_parts[call.n_chunks, call.n_heads](
+    delta_sum_parts[call.n_chunks, call.n_heads](
         dg, db, db_v, dlog_a, db_all, *call.by_chunk, call.g.numel() // call.n_heads,
         **call.sizes("HC"), PARTS=len(dg),
     )  # fmt: skip

@@ -59,7 +59,7 @@ def _inverse(a, C: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def prepare(
+def delta_prepare(
     q, k, log_a, b, g, inverse, p, cu_seqlens, chunk_indices, scale,
     G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +91,7 @@ def prepare(
 
 
 @triton.jit
-def scan_states(
+def delta_scan_states(
     q, k, v, b, g, inverse, p, first, o, final, states, writes,
     cu_seqlens, chunk_offsets, scale,
     G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
@@ -150,7 +150,7 @@ def scan_states(
 
 
 @triton.jit
-def scan_gradients(
+def delta_scan_gradients(
     q, k, b, g, inverse, p, do, dfinal, dfirst, dstates, dx,
     cu_seqlens, chunk_offsets, scale,
     G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
@@ -207,7 +207,7 @@ def scan_gradients(
 
 
 @triton.jit
-def score_gradients(
+def delta_score_gradients(
     v, b, g, writes, do, dx, dp, da, dv, db, cu_seqlens, chunk_indices, scale,
     H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
@@ -244,7 +244,7 @@ def score_gradients(
 
 
 @triton.jit
-def key_gradients(
+def delta_key_gradients(
     q, k, b, g, states, dstates, writes, do, dx, dp, da, dq, dk, dg, db,
     cu_seqlens, chunk_indices, scale, M,
     G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
@@ -307,7 +307,7 @@ def key_gradients(
 
 
 @triton.jit
-def sum_parts(
+def delta_sum_parts(
     dg, db, db_v, dlog_a, db_all, cu_seqlens, chunk_indices, M,
     H: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
