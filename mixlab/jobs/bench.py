@@ -14,6 +14,8 @@ from mixlab.core import units
 from mixlab.core.errors import ConfigError
 from mixlab.data.synthetic import RandomText
 from mixlab.jobs.config import AnyRunConfig, RunConfig
+from mixlab.jobs.court.preferences import loss_backend
+from mixlab.jobs.court.session import hold_court
 from mixlab.jobs.device import Hardware, describe, measure_matmul_flops, settle_hardware
 from mixlab.jobs.kernel_times import KindTime, kernel_times
 from mixlab.jobs.kinds import kind_of
@@ -113,6 +115,8 @@ class Timing:
         self._hardware = settle_hardware(config.train, world)
         self._kind.require_memory(config, self._hardware)
         self._config = config = fit_memory(config, self._hardware, screen)
+        kernels = hold_court(config, self._hardware, screen)
+        self._hardware = self._hardware._replace(kernels=kernels)
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self._hardware.device)
         torch._dynamo.utils.counters.clear()
@@ -184,6 +188,7 @@ def _ready(
         micro_batch_size=config.train.micro_batch_size,
         compute_dtype=hardware.compute_dtype,
         world=hardware.world,
+        loss_backend=loss_backend(config, hardware.kernels),
     )
     return objective, config.train.optimizer.build(model.named_parameters())
 

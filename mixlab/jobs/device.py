@@ -8,6 +8,7 @@ import torch
 
 from mixlab.core.errors import ConfigError
 from mixlab.core.provenance import cpu_model
+from mixlab.jobs.court.verdicts import Verdicts
 from mixlab.parallel import ALONE, World
 from mixlab.training.config import TrainConfig
 
@@ -19,6 +20,7 @@ class Hardware(NamedTuple):
     precision: str  # "fp32" or "bf16"
     compile: bool = False
     world: World = ALONE  # the processes that train together
+    kernels: Verdicts = Verdicts()  # which backends to take where the config says auto
 
     @property
     def compute_dtype(self) -> torch.dtype | None:

@@ -18,6 +18,7 @@ from mixlab.evals.language_modelling import evaluate
 from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.compiling import compile_blocks
 from mixlab.jobs.config import RunConfig
+from mixlab.jobs.court.preferences import loss_backend, prefer_kernels
 from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
 from mixlab.nn.budget import Budget, model_budget
@@ -221,6 +222,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
             micro_batch_size=config.train.micro_batch_size,
             compute_dtype=hardware.compute_dtype,
             world=hardware.world,
+            loss_backend=loss_backend(config, hardware.kernels),
         ),
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,
@@ -234,6 +236,7 @@ def ready_model(config: RunConfig, hardware: Hardware) -> LanguageModel:
     the ranks where that is settled."""
     model = build_model(config.model, config.seed).to(hardware.device)
     model.recomputes = config.train.activation_checkpointing
+    prefer_kernels(model, hardware.kernels)
     if hardware.compile:
         compile_blocks(model)
     if config.train.parallel == "fsdp" and hardware.world.size > 1:

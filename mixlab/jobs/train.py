@@ -16,6 +16,7 @@ from mixlab.core.provenance import command_line, environment
 from mixlab.core.recipes import load_recipe
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config, load_config
+from mixlab.jobs.court.session import kernels_of_run
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
@@ -202,6 +203,9 @@ def run_sitting(
     """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
     limit_memory(config.train, hardware)
     with torch.random.fork_rng(hardware.gpus):
+        # Before the model takes its memory.
+        kernels = kernels_of_run(run, config, hardware, screen)
+        hardware = hardware._replace(kernels=kernels)
         torch.manual_seed(config.seed)
         session = kind_of(config).open_session(config, data, hardware)
         world = hardware.world

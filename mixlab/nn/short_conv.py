@@ -18,6 +18,7 @@ class ShortConv(nn.Module):
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.preferred: tuple[str, ...] = ()  # settles `auto`, see the op
         # The shape of a depthwise nn.Conv1d, so that weights move to and fro by name.
         self.weight = nn.Parameter(torch.empty(n_channels, 1, size))
         self.reset_parameters()
@@ -38,5 +39,5 @@ class ShortConv(nn.Module):
         """(B, T, C) -> (B, T, width) each; `tail` (B, size - 1, C) is what came before x."""
         return causal_conv_parts(
             x=x, weight=self.weight.squeeze(1), widths=widths, tail=tail, packing=packing,
-            backend=self.backend,
+            backend=self.backend, preferred=self.preferred,
         )  # fmt: skip

@@ -10,6 +10,7 @@ Shapes: B batch, T queries, S tokens kept (queries are the last T), H heads, L w
         N content and R rotary width of a key, V value width of a head.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -35,8 +36,10 @@ def latent_attention(
     packing: Packing | None = None,
     backend: Backend = "expanded",
     attention_backend: AttentionBackend = "auto",
+    preferred: Sequence[str] = (),
 ) -> Tensor:
-    """(B, T, H, V), causal. `attention_backend` is the kernel that `expanded` ends in."""
+    """(B, T, H, V), causal. `attention_backend` is the kernel that `expanded` ends in; `preferred`
+    settles its `auto`."""
     n_heads, nope = q_nope.shape[-2:]
     value = weight.shape[0] // n_heads - nope
     if backend == "absorbed":
@@ -48,7 +51,10 @@ def latent_attention(
     shared = k_rope[:, :, None].expand(-1, -1, n_heads, -1)  # (B, S, H, R)
     q = torch.cat([q_nope, q_rope], dim=-1)  # (B, T, H, N + R)
     k = torch.cat([k_nope, shared.to(k_nope.dtype)], dim=-1)  # (B, S, H, N + R)
-    return attention(q=q, k=k, v=v, scale=scale, packing=packing, backend=attention_backend)
+    return attention(
+        q=q, k=k, v=v, scale=scale, packing=packing, backend=attention_backend,
+        preferred=preferred,
+    )  # fmt: skip
 
 
 def _absorbed(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from mixlab.ops.cross_entropy import linear_cross_entropy
 from mixlab.ops.packing import Packing
 from mixlab.parallel import ALONE, World
 from mixlab.training import phases
+from mixlab.training.cuda_graphs import Form, Replayer
 from mixlab.training.gradient_sums import GradientSums
 from mixlab.training.looped import exit_losses, training_loops, typical_loops
 from mixlab.training.objective import StepMetrics, total_grad_norm
@@ -37,6 +38,37 @@ class MicroBatch(NamedTuple):
             return cls(batch.pinned(), n_targets, packing.pinned())
         return cls(batch, n_targets, packing)
 
+    # --- for training/cuda_graphs.py ----------------------------------------------------------
+
+    def form(self) -> Form | None:
+        packing = self.packing
+        if packing.prefix is not None:
+            return None  # masks
+        room = 0 if packing.is_whole else _room(packing)
+        return tuple(self.batch.tokens.shape), self.n_targets, room
+
+    def resident(self, device: torch.device) -> "MicroBatch":
+        return MicroBatch(self.batch.to(device), self.n_targets, self._padded().to(device))
+
+    def write_into(self, resident: "MicroBatch") -> None:
+        padded = self._padded()
+        pairs = [(padded.ids, resident.packing.ids), (padded.position, resident.packing.position)]
+        pairs += [(padded.cu_seqlens, resident.packing.cu_seqlens)]
+        pairs += [(self.batch.tokens, resident.batch.tokens)]
+        pairs += [(self.batch.targets, resident.batch.targets)]
+        for source, target in pairs:
+            target.copy_(source, non_blocking=True)
+
+    def _padded(self) -> Packing:
+        packing = self.packing
+        return packing if packing.is_whole else packing.padded(_room(packing))
+
+
+def _room(packing: Packing) -> int:
+    """Documents that a recorded update has room for where this packing fits."""
+    n_documents = len(packing.cu_seqlens_cpu) - 1
+    return max(64, 1 << (n_documents - 1).bit_length())
+
 
 class LanguageModelling:
     """Windows of text from a loader, cut into micro-batches; keeps nothing between updates."""
@@ -50,6 +82,8 @@ class LanguageModelling:
         micro_batch_size: int | None = None,
         compute_dtype: torch.dtype | None = None,
         world: World = ALONE,
+        loss_backend: str = "auto",
+        cuda_graphs: Literal["auto"] | bool = "auto",
     ) -> None:
         self.model = model
         self._loader, self._batch_size = loader, batch_size
@@ -61,15 +95,29 @@ class LanguageModelling:
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
         draw = partial(_draw, loader, share, size, device.type == "cuda")
         self._ahead = Ahead(draw, batch_size, device)
+        run = partial(
+            accumulate_gradients, model, compute_dtype=compute_dtype, sums=self._sums,
+            loss_backend=loss_backend,
+        )  # fmt: skip
+        self._run = run
+        self._replay: Replayer | None = None
+        can_replay = device.type == "cuda" and world.size == 1 and model.cfg.recursion is None
+        if can_replay and cuda_graphs is not False:
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            self._replay = Replayer(run, parameters, always=cuda_graphs is True)
+
+    @property
+    def launching(self) -> str | None:
+        """How updates reach the device, where that was looked at."""
+        return None if self._replay is None else self._replay.verdict
 
     def accumulate(self, position: int) -> StepMetrics:
-        metrics = accumulate_gradients(
-            self.model,
-            self._ahead.take(position),
-            compute_dtype=self._compute_dtype,
-            loops=self.loops(position),
-            sums=self._sums,
-        )
+        """Tensors of the metrics hold until the next call."""
+        ready = self._ahead.take(position)
+        if self._replay is not None:
+            metrics = self._replay(ready)
+        else:
+            metrics = self._run(ready, loops=self.loops(position))
         return metrics._replace(n_examples=self._batch_size)
 
     def loops(self, position: int) -> Loops | None:
@@ -107,6 +155,7 @@ def accumulate_gradients(
     trunk: Callable[..., Trunk] | None = None,
     loops: Loops | None = None,
     sums: GradientSums | None = None,
+    loss_backend: str = "auto",
 ) -> StepMetrics:
     """Add the gradients of the mean loss over all target tokens of `micro_batches` (on the CPU).
 
@@ -114,7 +163,8 @@ def accumulate_gradients(
     gives the same gradient. `compute_dtype` is the dtype of matrix products (None: the
     parameters'); `trunk` stands in for `model.trunk`, such as a compiled form of it. `loops` says
     how a looped model loops; absent, as in a typical update. With `sums` over several ranks, the
-    mean is over the targets of all of them, and so are gradients and figures.
+    mean is over the targets of all of them, and so are gradients and figures. `loss_backend` is
+    that of the last exit's loss, see ops/cross_entropy.
     """
     sums = sums or GradientSums(model, ALONE)
     run_trunk = trunk or model.trunk
@@ -139,6 +189,7 @@ def accumulate_gradients(
             model.head_weight,
             batch.targets.flatten(),
             compute_dtype=compute_dtype,
+            backend=loss_backend,
         )
         loss = nats / n_targets
         if recursion is not None:

@@ -6,13 +6,13 @@ Shapes: B batch, T tokens, D d_model.
 
 from typing import Literal
 
-import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
 from mixlab.nn.channel_mixers.base import ChannelMixer, ChannelMixerConfig, ChannelOutput
-from mixlab.nn.linear import Linear, project_together
+from mixlab.nn.linear import Linear
 from mixlab.ops.dtypes import autocast_once
+from mixlab.ops.swiglu import swiglu
 
 
 class MLPConfig(ChannelMixerConfig):
@@ -45,5 +45,5 @@ class MLP(ChannelMixer):
         self.down_proj = Linear(cfg.d_ff, d_model)
 
     def forward(self, x: Tensor) -> ChannelOutput:
-        gate, up = project_together(autocast_once(x), self.gate_proj, self.up_proj)
-        return ChannelOutput(self.down_proj(F.silu(gate) * up), None, {})
+        h = swiglu(autocast_once(x), self.gate_proj.weight, self.up_proj.weight)
+        return ChannelOutput(self.down_proj(h), None, {})

@@ -23,7 +23,7 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixer,
     SequenceMixerConfig,
 )
-from mixlab.ops.attention import Backend, attention
+from mixlab.ops.attention import Backend, attention, usable_backends
 from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.packing import Packing
 from mixlab.ops.rope import apply_rope
@@ -81,6 +81,11 @@ class AttentionConfig(SequenceMixerConfig):
                 f"{self.head_dim} gives {self.rope_dim}",
             )  # fmt: skip
         return self
+
+    def backend_for(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What runs packed rows of activations of this kind, for the record."""
+        usable = usable_backends(device, dtype, k_dim=self.head_dim, v_dim=self.head_dim)
+        return usable[0] if self.backend == "auto" else self.backend
 
     def shrunk(self, len_frac: float) -> "AttentionConfig":
         groups = min(self.kv_heads, 2)
@@ -200,7 +205,7 @@ class Attention(SequenceMixer):
 
         o = attention(
             q=q, k=k, v=v, scale=cfg.head_dim**-0.5, window=cfg.window, packing=packing,
-            backend=cfg.backend, causal=self.causal,
+            backend=cfg.backend, preferred=self.preferred, causal=self.causal,
         ).flatten(-2)  # fmt: skip  # (B, T, HK)
         if self.g_proj is not None:
             o = o * self.g_proj(x).sigmoid()

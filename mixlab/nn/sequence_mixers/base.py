@@ -63,6 +63,9 @@ class SequenceMixerConfig(Config):
 class SequenceMixer(nn.Module):
     """Base of every sequence mixer."""
 
+    preferred: tuple[str, ...] = ()
+    """Kernels to take first where the config says `auto`, such as those found fastest by trial."""
+
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Any:
         """The state of sequences that have not begun; `dtype` is that of activations."""
         raise NotImplementedError(type(self).__name__)

@@ -91,15 +91,17 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
             )  # fmt: skip
         return self
 
-    def backend_for(self, device: torch.device, dtype: torch.dtype) -> Backend:
-        """The kernel that will run on activations of this kind, for the record.
+    def backend_for(
+        self, device: torch.device, dtype: torch.dtype, preferred: tuple[str, ...] = ()
+    ) -> Backend:
+        """The kernel that will run on activations of this kind; `preferred` settles `auto`.
 
         Raises:
             BackendError: the backend asked for by name cannot run there.
         """
         return pick_backend(
             self.backend, device, dtype, k_dim=self.head_dim, v_dim=self.v_dim,
-            b_max=2.0 if self.allow_neg_eigval else 1.0,
+            b_max=2.0 if self.allow_neg_eigval else 1.0, preferred=preferred,
         )  # fmt: skip
 
     def shrunk(self, len_frac: float) -> "GatedDeltaNetConfig":
@@ -247,6 +249,6 @@ class GatedDeltaNet(SequenceMixer):
         return -at_least_float32(self.A_log).exp() * dt, b
 
     def _backend(self, v: Tensor, *, is_step: bool) -> Backend:
-        backend = self.cfg.backend_for(v.device, v.dtype)
+        backend = self.cfg.backend_for(v.device, v.dtype, self.preferred)
         # For one token the matrix form has nothing to gain; `fla` has a step kernel of its own.
         return step_backend(self.cfg.backend, backend) if is_step else backend

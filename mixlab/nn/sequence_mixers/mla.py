@@ -25,7 +25,7 @@ from mixlab.nn.sequence_mixers.base import (
     SequenceMixer,
     SequenceMixerConfig,
 )
-from mixlab.ops.attention import Backend
+from mixlab.ops.attention import Backend, usable_backends
 from mixlab.ops.dtypes import autocast_once
 from mixlab.ops.latent_attention import Backend as LatentBackend
 from mixlab.ops.latent_attention import latent_attention
@@ -75,6 +75,11 @@ class MLAConfig(SequenceMixerConfig):
                 f"The next one is {self.qk_rope_head_dim + 1}.",
             )  # fmt: skip
         return self
+
+    def backend_for(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What runs packed rows of activations of this kind, for the record."""
+        usable = usable_backends(device, dtype, k_dim=self.qk_head_dim, v_dim=self.v_head_dim)
+        return usable[0] if self.backend == "auto" else self.backend
 
     def shrunk(self, len_frac: float) -> "MLAConfig":
         small = SMALL_HEAD_DIM
@@ -184,6 +189,6 @@ class MLA(SequenceMixer):
             q_nope=q_nope, q_rope=q_rope, latent=latent, k_rope=k_rope,
             weight=self.kv_b_proj.weight, scale=cfg.qk_head_dim**-0.5, packing=packing,
             backend=cfg.decode_backend if is_decoding else "expanded",
-            attention_backend=cfg.backend,
+            attention_backend=cfg.backend, preferred=self.preferred,
         ).flatten(-2)  # fmt: skip  # (B, T, HV)
         return MixerOutput(self.o_proj(o), state)

@@ -8,6 +8,7 @@ Shapes: B batch, T queries, S keys (T <= S, queries are the last T positions), H
         G key-value heads (H a multiple of G), K query/key width, V value width of a head.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -36,11 +37,13 @@ def attention(
     window: int | None = None,
     packing: Packing | None = None,
     backend: Backend = "auto",
+    preferred: Sequence[str] = (),
     causal: bool = True,
 ) -> Tensor:
     """(B, T, H, V): every query looks at itself and at earlier keys of its own document.
 
     `window` limits it to the last `window` keys, itself included. `packing` needs T == S.
+    Where `auto` is asked for, and backends are `preferred`, others are left to `sdpa`.
     With `causal=False` every query looks at every key, later ones too; that takes neither.
 
     Raises:
@@ -50,6 +53,8 @@ def attention(
     if window is not None and window >= k.shape[1]:
         window = None  # it limits nothing
     if causal:
+        if backend == "auto" and preferred and "flash" not in preferred:
+            backend = "sdpa"
         backend = pick_backend(backend, q, k, v, window, packing)
         if backend == "flash":
             return run_flash(q, k, v, scale, window, packing)
@@ -92,6 +97,14 @@ def pick_backend(
         f"attention: backend {requested!r} cannot run: {reason}. backend 'sdpa' runs everywhere, "
         "and 'auto' takes the fastest one that fits."
     )
+
+
+def usable_backends(
+    device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int
+) -> list[Backend]:
+    """The backends that can run on packed rows of such heads, the one that `auto` means first."""
+    able = flash_obstacle(device, dtype, k_dim=k_dim, v_dim=v_dim, has_prefix=False) is None
+    return ["flash", "sdpa"] if able else ["sdpa"]
 
 
 def _whole(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: Backend) -> Tensor:

@@ -70,12 +70,16 @@ def causal_conv_parts(
     packing: Packing | None = None,
     silu: bool = True,
     backend: Backend | Literal["auto"] = "auto",
+    preferred: Sequence[str] = (),
 ) -> ConvParts:
-    """As `causal_conv`, its channels handed out in contiguous tensors of the given widths."""
+    """As `causal_conv`, its channels handed out in contiguous tensors of the given widths.
+
+    Where `auto` is asked for, backends that are `preferred` go before others.
+    """
     assert tail is None or packing is None, "packed rows are never continued"
     assert sum(widths) == x.shape[-1], "the widths must add up to the channels"
     n_before = weight.shape[1] - 1
-    chosen = pick_backend(backend, x.device, x.dtype, weight.shape[1])
+    chosen = pick_backend(backend, x.device, x.dtype, weight.shape[1], preferred)
     reach = None if packing is None else packing.position
     tail = None if tail is None else tail.to(x.dtype)
     if chosen == "reference":
@@ -91,19 +95,27 @@ def causal_conv_parts(
     return ConvParts(parts, new_tail)
 
 
-def pick_backend(requested: str, device: torch.device, dtype: torch.dtype, n_taps: int) -> Backend:
-    """Settle "auto" for inputs of this kind: `triton` where it can run, else `shift`.
+def pick_backend(
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    n_taps: int,
+    preferred: Sequence[str] = (),
+) -> Backend:
+    """Settle "auto" for inputs of this kind: what is `preferred` and can run, else `triton` where
+    it can, else `shift`.
 
     Raises:
         BackendError: a backend asked for by name cannot run; it is never swapped.
     """
     if requested in ("shift", "reference"):
         return requested
+    if requested == "auto":
+        usable = usable_backends(device, dtype, n_taps)
+        return next((name for name in usable if name in preferred), usable[0])
     reason = _obstacle(device, dtype, n_taps)
     if reason is None:
         return "triton"
-    if requested == "auto":
-        return "shift"
     raise BackendError(
         f"causal_conv: backend 'triton' cannot run: {reason}. Backend 'shift' runs everywhere, and "
         "'auto' takes the fastest one that fits."

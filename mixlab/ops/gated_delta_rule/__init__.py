@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, G key heads, H value heads (a multiple of G; value he
         key of head h // (H / G)), K query/key width of a head, V value width of a head.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,13 +79,13 @@ def gated_delta_rule(
 
 def pick_backend(
     requested: str, device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int,
-    b_max: float = 1.0,
+    b_max: float = 1.0, preferred: Sequence[str] = (),
 ) -> Backend:  # fmt: skip
     """Settle "auto" for inputs of this kind, and refuse what cannot run.
 
-    "auto" for half-precision inputs on a CUDA device is the first of `usable_backends`, else
-    `chunked`. A backend asked for by name is that one or an error. `b_max` is the largest step
-    size that may come.
+    "auto" for half-precision inputs on a CUDA device is the first of `usable_backends`, or of
+    those `preferred` that are among them, else `chunked`. A backend asked for by name is that one
+    or an error. `b_max` is the largest step size that may come.
 
     Raises:
         BackendError: `requested` cannot run on such inputs; the message says why.
@@ -94,7 +95,8 @@ def pick_backend(
     if requested == "auto":
         if dtype not in (torch.bfloat16, torch.float16):
             return "chunked"
-        return usable_backends(device, dtype, k_dim=k_dim, v_dim=v_dim, b_max=b_max)[0]
+        usable = usable_backends(device, dtype, k_dim=k_dim, v_dim=v_dim, b_max=b_max)
+        return next((name for name in usable if name in preferred), usable[0])
     reason = obstacle(requested, device, dtype, k_dim, v_dim, b_max)
     if reason:
         raise BackendError(
