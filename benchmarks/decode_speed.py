@@ -4,10 +4,10 @@
     python benchmarks/decode_speed.py --device cuda --models gpu --contexts 1024 16384 --new 64
 
 The weights are exported to the stock class in memory, so both compute the same function, and both
-write greedily; the last column says whether they wrote the same text. `prefill` is the time until the
-logits behind the prompts (theirs) or the first tokens (ours) are there, `decode` that of all tokens
-after it. All contenders are timed in turn within a round; figures are medians over rounds, ratios
-are medians of the ratios of each round, with the lowest and the highest of them.
+write greedily; the last column says whether they wrote the same text. `prefill` is the time until
+the logits behind the prompts (theirs) or the first tokens (ours) are there, `decode` that of all
+tokens after it. All contenders are timed in turn within a round; figures are medians over rounds,
+ratios are medians of the ratios of each round, with the lowest and the highest of them.
 
 On a CPU with one thread, times are processor time, which leaves out what a shared machine gives to
 others. On a GPU they are wall time, the model in bfloat16, ours as CUDA graphs.

@@ -88,6 +88,7 @@ class _Live:
         # On the CPU whatever the device, so that a seed means the same everywhere.
         self.generator = torch.Generator().manual_seed(int(request.seed))
         penalized = request.sampling.repetition_penalty != 1
+        self.is_greedy = request.sampling.temperature == 0 and not penalized
         self.seen: list[int] | None = list(prompt) if penalized else None
 
 
@@ -213,8 +214,12 @@ class Engine:
     def _draw(self, rows: list[_Live], logits: Tensor) -> list[Event]:
         """A token for each row from its logits (B, V); rows that end are freed."""
         logits = logits[:, : self._words.vocab_size]  # further rows of the embedding mean nothing
-        is_sound = [math.isfinite(most) for most in logits.amax(dim=-1).tolist()]
-        tokens = self._sample(rows, logits)
+        if all(live.is_greedy for live in rows):  # one pass for both
+            most, likeliest = logits.max(dim=-1)
+            tokens = likeliest.tolist()
+        else:
+            most, tokens = logits.amax(dim=-1), self._sample(rows, logits)
+        is_sound = [math.isfinite(value) for value in most.tolist()]
         events = []
         for i, (live, token) in enumerate(zip(rows, tokens, strict=True)):
             if is_sound[i]:
@@ -235,8 +240,12 @@ class Engine:
                 seen = torch.tensor(live.seen, device=row.device)
                 penalize(row, seen, live.request.sampling.repetition_penalty)
         groups: dict[SamplingConfig, list[int]] = {}
-        for i, live in enumerate(rows):
-            groups.setdefault(live.request.sampling, []).append(i)
+        first = rows[0].request.sampling
+        if all(live.request.sampling is first for live in rows):
+            groups[first] = list(range(len(rows)))
+        else:
+            for i, live in enumerate(rows):
+                groups.setdefault(live.request.sampling, []).append(i)
         tokens = [0] * len(rows)
         for cfg, members in groups.items():
             uniform = self._uniform([rows[i] for i in members], cfg).to(logits.device)

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlab.infer.decoding.steps import ChannelStep, Projection, Unit, fused, output
+from mixlab.infer.decoding.product import Product, few_rows
+from mixlab.infer.decoding.steps import ChannelStep, Projection, Unit, fused, output, product
 from mixlab.nn.channel_mixers.mlp import MLP
 from mixlab.nn.channel_mixers.moe import MoE
 from mixlab.nn.norm import RMSNorm
+from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.moe import Activation, route
 
 
@@ -34,21 +36,24 @@ class MoEStep(ChannelStep):
     """Only the experts that are chosen; on a GPU, where that would be a wait, all of them."""
 
     def __init__(self, mixer: MoE, norm: RMSNorm, dtype: torch.dtype) -> None:
-        self.cfg, self.gate = mixer.cfg, mixer.gate
-        self.unit, self.scale = Unit(norm.weight.numel(), norm.eps, norm.weight), norm.weight
+        self.cfg = cfg = mixer.cfg
+        self.dtype = dtype
+        scale = norm.weight.detach()
+        self.unit = Unit(scale.numel(), norm.eps, scale)
+        self.router = at_least_float32(mixer.gate.weight.detach() * scale)
+        self.bias = mixer.gate.e_score_correction_bias
         experts = mixer.experts
         up = experts.gate_up_proj if experts.activation == "swiglu" else experts.up_proj
-        self.up = up.detach().to(dtype).mT.contiguous()  # (E, D, F or 2F), see `product`
-        self.down = experts.down_proj.detach().to(dtype).mT  # (E, F, D)
-        self.shared: Projection | None = None
-        self.shared_gate: Projection | None = None
+        self.up = (up.detach() * scale).to(dtype)  # (E, F or 2F, D)
+        self.down = experts.down_proj.detach().to(dtype)  # (E, D, F)
+        self.shared: Product | None = None
         if mixer.shared_experts is not None:
             shared = mixer.shared_experts
-            gate = [shared.gate_proj] if mixer.cfg.activation == "swiglu" else []
-            self.shared = Projection(norm, *fused(norm, [*gate, shared.up_proj]), dtype)
+            parts = [shared.gate_proj] if cfg.activation == "swiglu" else []
+            parts += [shared.up_proj]
+            parts += [mixer.shared_expert_gate] * cfg.shared_expert_gate
+            self.shared = product(*fused(norm, parts), dtype)
             self.shared_output = output(shared.down_proj, dtype)
-        if mixer.shared_expert_gate is not None:
-            self.shared_gate = Projection(norm, *fused(norm, [mixer.shared_expert_gate]), dtype)
 
     @staticmethod
     def fits(mixer: MoE) -> bool:
@@ -56,47 +61,56 @@ class MoEStep(ChannelStep):
         return mixer.cfg.backend == "grouped"
 
     def __call__(self, x: Tensor) -> Tensor:
-        normed = self.unit(x) * self.scale  # (B, D)
-        routing = route(
-            logits=self.gate(normed), n_active=self.cfg.n_active_experts, scores=self.cfg.scores,
-            normalize=self.cfg.norm_topk_prob, scaling=self.cfg.routed_scaling_factor,
-            selection_bias=self.gate.e_score_correction_bias,
-        )  # fmt: skip
-        weights, inputs = routing.weights, normed.to(self.up.dtype)
+        normed = self.unit(x)  # (B, D), without the norm's weight
+        indices, weights = self._route(normed)
         run = self._all if x.is_cuda else self._chosen
-        y = run(inputs, routing.indices, weights.to(x.dtype)) + x
+        x = run(x, normed.to(self.dtype), indices, weights.to(x.dtype))
         if self.shared is None:
-            return y
-        shared = _activate(self.shared(x), self.cfg.activation)
-        if self.shared_gate is not None:
-            shared = shared * self.shared_gate(x).sigmoid()
-        return self.shared_output.add_to(y, shared)
+            return x
+        hidden, gate = self.shared(normed), None
+        if self.cfg.shared_expert_gate:
+            hidden, gate = hidden[:, :-1], hidden[:, -1:]
+        hidden = _activate(hidden, self.cfg.activation)
+        # The gate is a number per row, so it may come before the product as well.
+        return self.shared_output.add_to(x, hidden if gate is None else hidden * gate.sigmoid())
 
-    def _chosen(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    def _route(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The chosen experts (B, k) and their weights."""
+        cfg, logits = self.cfg, F.linear(normed, self.router)
+        if cfg.scores == "softmax" and cfg.norm_topk_prob and self.bias is None:
+            top = logits.topk(cfg.n_active_experts)  # what is not chosen cancels out
+            return top.indices, top.values.softmax(-1) * cfg.routed_scaling_factor
+        routing = route(
+            logits=logits, n_active=cfg.n_active_experts, scores=cfg.scores,
+            normalize=cfg.norm_topk_prob, scaling=cfg.routed_scaling_factor,
+            selection_bias=self.bias,
+        )  # fmt: skip
+        return routing.indices, routing.weights
+
+    def _chosen(self, stream: Tensor, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Rows sorted by expert, so that each chosen expert takes a stretch of them."""
         flat = indices.flatten()  # (M,), M = B k
         order = flat.argsort(stable=True)
         rows = order // indices.shape[1]
         stretches = _stretches(flat[order].tolist())
         taken = x[rows]  # (M, D)
-        hidden = x.new_empty(len(flat), self.up.shape[2])
+        hidden = x.new_empty(len(flat), self.up.shape[1])
         for expert, here in stretches:
-            torch.mm(taken[here], self.up[expert], out=hidden[here])
+            hidden[here] = few_rows(self.up[expert], taken[here])
         hidden = _activate(hidden, self.cfg.activation)
-        hidden.mul_(weights.flatten()[order, None].to(hidden.dtype))
+        hidden.mul_(weights.flatten()[order, None])
         out = torch.empty_like(taken)
         for expert, here in stretches:
-            torch.mm(hidden[here], self.down[expert], out=out[here])
-        return torch.zeros_like(x, dtype=weights.dtype).index_add_(0, rows, out.to(weights.dtype))
+            out[here] = few_rows(self.down[expert], hidden[here])
+        return stream.index_add(0, rows, out.to(stream.dtype))
 
-    def _all(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    def _all(self, stream: Tensor, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Every expert on every row, for the weights are read anyway; nothing is waited for."""
-        n_experts = len(self.up)
-        hidden = torch.matmul(x, self.up)  # (E, B, F or 2F)
-        out = torch.bmm(_activate(hidden, self.cfg.activation), self.down)  # (E, B, D)
-        share = torch.zeros(len(x), n_experts, dtype=weights.dtype, device=x.device)
+        hidden = torch.matmul(x, self.up.mT)  # (E, B, F or 2F)
+        out = torch.bmm(_activate(hidden, self.cfg.activation), self.down.mT)  # (E, B, D)
+        share = torch.zeros(len(x), len(self.up), dtype=weights.dtype, device=x.device)
         share.scatter_(1, indices, weights)  # (B, E)
-        return torch.einsum("be,ebd->bd", share, out.to(weights.dtype))
+        return stream + torch.einsum("be,ebd->bd", share, out.to(weights.dtype))
 
 
 def _stretches(experts: list[int]) -> list[tuple[int, slice]]:

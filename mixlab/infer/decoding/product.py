@@ -38,8 +38,8 @@ class Product:
     def __call__(self, x: Tensor) -> Tensor:
         """(B, d_in) to (B, d_out), in the dtype of the weights."""
         x = x.to(self.dtype)
-        if self._strips is not None and len(x) == 1:
-            y = torch.bmm(self._strips, self._column(x)).view(1, -1)[:, : self._d_out]
+        if self._strips is not None and x.shape[0] == 1:
+            y = _by_strips(self._strips, x)[:, : self._d_out]
             return y if self._bias is None else y + self._bias
         if self._packs:
             packed = self._pack()
@@ -50,30 +50,46 @@ class Product:
         """The stream (B, d_out) with the map of y (B, d_in) added."""
         if stream.dtype != self.dtype:
             return stream + self(y)
-        if self._strips is not None and len(y) == 1 and not self._d_out % STRIP:
+        if self._strips is not None and y.shape[0] == 1 and not self._d_out % STRIP:
             if self._bias is not None:
                 stream = stream + self._bias
             whole = stream.view(-1, STRIP, 1)
-            return torch.baddbmm(whole, self._strips, self._column(y)).view(1, -1)
-        if self._packs and len(y) > 1:
+            return torch.baddbmm(whole, self._strips, _column(y, len(self._strips))).view(1, -1)
+        if self._packs and y.shape[0] > 1:
             product = torch.ops.mkldnn._linear_pointwise.binary
             return product(y, stream, self._pack(), self._bias, "add")
         if self._bias is not None:
             stream = stream + self._bias
         return torch.addmm(stream, y, self._weight.T)
 
-    def _column(self, x: Tensor) -> Tensor:
-        """(1, d_in) as the second factor of every strip; lying down, for BLAS to read it so."""
-        assert self._strips is not None
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        return x.as_strided((len(self._strips), self._d_in, 1), (0, 1, self._d_in))
-
     def _pack(self) -> Tensor:
         if self._packed is None:
             weight = self._weight.contiguous()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
         return self._packed
+
+
+def few_rows(weight: Tensor, x: Tensor) -> Tensor:
+    """x W^T for W (d_out, d_in) as it is: rows (B, d_in) that differ in number from call to call.
+
+    The larger matrix comes first: BLAS reads it faster than as the second one.
+    """
+    d_out, d_in = weight.shape
+    if x.shape[0] == 1 and d_out % STRIP == 0:
+        return _by_strips(weight.view(-1, STRIP, d_in), x)
+    return torch.mm(weight, x.T).T
+
+
+def _by_strips(strips: Tensor, x: Tensor) -> Tensor:
+    """One row (1, d_in) through (n, STRIP, d_in), to (1, n STRIP)."""
+    return torch.bmm(strips, _column(x, len(strips))).view(1, -1)
+
+
+def _column(x: Tensor, n_strips: int) -> Tensor:
+    """(1, d_in) as the second factor of every strip; lying down, for BLAS to read it so."""
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    return x.as_strided((n_strips, x.shape[1], 1), (0, 1, x.shape[1]))
 
 
 def _can_pack() -> bool:

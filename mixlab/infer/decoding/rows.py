@@ -19,7 +19,7 @@ class RopeTables:
         """For the next token of every row, what `turn` takes."""
         n_seen, position, most = rows.n_seen, rows.position, rows.n_keys - 1
         key = (dim, theta, dtype)
-        if key not in self._tables or len(self._tables[key][0]) <= most:
+        if key not in self._tables or len(self._tables[key]) <= most:
             positions = torch.arange(max(256, 2 * most), device=n_seen.device)
             self._tables[key] = torch.complex(*rope_table(positions, dim, theta, dtype))
         table = self._tables[key]
@@ -39,19 +39,20 @@ class Rows:
         self, n_seen: Tensor, n_keys: int, position: int | None, tables: RopeTables
     ) -> None:
         self.n_seen, self.n_keys, self.position = n_seen, n_keys, position
+        self._n_rows = n_seen.shape[0]
         self._index: Tensor | None = None
         self._tables = tables
         self._rotations: dict[tuple[int, float], Tensor] = {}
         self._masks: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.n_seen)
+        return self._n_rows
 
     @property
     def index(self) -> Tensor:
         """(B,) the rows' numbers."""
         if self._index is None:
-            self._index = torch.arange(len(self.n_seen), device=self.n_seen.device)
+            self._index = torch.arange(self._n_rows, device=self.n_seen.device)
         return self._index
 
     def rotation(self, dim: int, theta: float, dtype: torch.dtype) -> Tensor:

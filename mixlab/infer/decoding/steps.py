@@ -100,6 +100,11 @@ def fused(norm: RMSNorm, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]
     return weight, torch.cat([zero if bias is None else bias.detach() for bias, zero in pairs])
 
 
+def product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+    """In the dtype in which it is multiplied."""
+    return Product(weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
 class Projection:
     """Linear maps of one normed input as a single product."""
 
@@ -108,7 +113,7 @@ class Projection:
     ) -> None:
         """For what `fused` returns, or its rows in another order."""
         self._norm = Unit(norm.weight.numel(), norm.eps, norm.weight)
-        self._product = Product(weight.to(dtype), None if bias is None else bias.to(dtype))
+        self._product = product(weight, bias, dtype)
         self.wide = at_least_float32(norm.weight[:0]).dtype
 
     def __call__(self, x: Tensor) -> Tensor:
