@@ -169,11 +169,11 @@ def run_backward(
     qkv: Tensor, cos: Tensor | None, sin: Tensor | None, scale: float, d_out: Tensor
 ) -> Tensor:
     """(B, T, 3, H, K), the gradient of qkv."""
-    n, _, _, n_heads, _ = qkv.shape
+    n, _, _, n_heads, width = qkv.shape
     d_qkv = torch.empty_like(qkv)
     _backward_kernel[(n * n_heads,)](
         qkv, cos, sin, d_out, d_qkv, scale, scale * math.log2(math.e),
-        **_shape(qkv, cos), num_warps=8,
+        **_shape(qkv, cos), num_warps=4 if width <= 64 else 8,  # what the registers hold
     )  # fmt: skip
     return d_qkv
 
