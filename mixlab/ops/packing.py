@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+CHUNK = 64
+"""Tokens that the kernels of the gated delta rule work on at a time."""
 _PER_DOCUMENT = ("cu_seqlens", "chunk_indices", "chunk_offsets")
 
 
@@ -63,6 +65,11 @@ class Packing:
         moved = self._with(lambda part: part.to(device, non_blocking=part.is_pinned()))
         return moved
 
+    def write_into(self, other: "Packing") -> None:
+        """Copy what kernels read to where `other` has it; shapes must agree. Waits for nothing."""
+        for name in ("ids", "position", *_PER_DOCUMENT):
+            getattr(other, name).copy_(getattr(self, name), non_blocking=True)
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> "Packing":
         other = object.__new__(Packing)
         for name in ("ids", "prefix", "position", *_PER_DOCUMENT):
@@ -70,6 +77,25 @@ class Packing:
             setattr(other, name, None if part is None else change(part))
         other.cu_seqlens_cpu, other.is_whole = self.cu_seqlens_cpu, self.is_whole
         other._masks = {}
+        return other
+
+    def padded(self, n_documents: int) -> "Packing":
+        """The same with empty documents at the end, `n_documents` together, of which one at least.
+
+        The tables then have lengths that depend on the shape of the batch and on `n_documents`
+        alone: for updates that are recorded once and used for batches of other documents.
+        """
+        n_empty = n_documents + 1 - len(self.cu_seqlens)
+        assert n_empty > 0, "an empty document must be there for what has no chunk"
+        other = self._with(lambda part: part)
+        other.cu_seqlens = _extended(self.cu_seqlens, n_empty)
+        other.cu_seqlens_cpu = _extended(self.cu_seqlens_cpu, n_empty)
+        other.chunk_offsets = _extended(self.chunk_offsets, n_empty)
+        # A document's last chunk may be short, so there are at most this many.
+        n_chunks = self.ids.numel() // CHUNK + n_documents
+        spare = self.chunk_indices.new_zeros(n_chunks - len(self.chunk_indices), 2)
+        spare[:, 0] = n_documents - 1
+        other.chunk_indices = torch.cat([self.chunk_indices, spare])
         return other
 
     def is_start(self) -> Tensor:
@@ -106,7 +132,11 @@ class Packing:
         return self._masks[window]
 
 
-def chunk_table(cu_seqlens: Tensor, size: int = 64) -> tuple[Tensor, Tensor]:
+def _extended(offsets: Tensor, n: int) -> Tensor:
+    return torch.cat([offsets, offsets[-1:].expand(n)])
+
+
+def chunk_table(cu_seqlens: Tensor, size: int = CHUNK) -> tuple[Tensor, Tensor]:
     """Documents cut into chunks of `size` tokens, the last of each shorter; both int32.
 
     Returns which document each chunk is of and which one within it, (n_chunks, 2), and the first

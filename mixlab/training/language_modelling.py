@@ -51,13 +51,9 @@ class MicroBatch(NamedTuple):
         return MicroBatch(self.batch.to(device), self.n_targets, self._padded().to(device))
 
     def write_into(self, resident: "MicroBatch") -> None:
-        padded = self._padded()
-        pairs = [(padded.ids, resident.packing.ids), (padded.position, resident.packing.position)]
-        pairs += [(padded.cu_seqlens, resident.packing.cu_seqlens)]
-        pairs += [(self.batch.tokens, resident.batch.tokens)]
-        pairs += [(self.batch.targets, resident.batch.targets)]
-        for source, target in pairs:
-            target.copy_(source, non_blocking=True)
+        self._padded().write_into(resident.packing)
+        resident.batch.tokens.copy_(self.batch.tokens, non_blocking=True)
+        resident.batch.targets.copy_(self.batch.targets, non_blocking=True)
 
     def _padded(self) -> Packing:
         packing = self.packing
@@ -67,7 +63,7 @@ class MicroBatch(NamedTuple):
 def _room(packing: Packing) -> int:
     """Documents that a recorded update has room for where this packing fits."""
     n_documents = len(packing.cu_seqlens_cpu) - 1
-    return max(64, 1 << (n_documents - 1).bit_length())
+    return max(64, 1 << n_documents.bit_length())  # more than there are: one is empty
 
 
 class LanguageModelling:

@@ -15,6 +15,11 @@ def begin(phase: Phase) -> None:
         listener(phase)
 
 
+def are_heard() -> bool:
+    """Whether somebody measures phases now."""
+    return bool(_listeners)
+
+
 @contextmanager
 def heard_by(listener: Callable[[Phase], None]) -> Iterator[None]:
     """Within this context `listener` is called at every mark."""
