@@ -80,8 +80,9 @@ def _require_equal_shares(cfg: TrainConfig, world: World) -> None:
             f"a multiple of the {world.size} processes that share it",
             f"The nearest are {_neighbours(cfg.batch_size, world.size)}.",
         )  # fmt: skip
-    share, micro = cfg.batch_size // world.size, cfg.micro_batch_size
-    if world.size > 1 and micro is not None and share % micro:
+    share = cfg.batch_size // world.size
+    micro = min(cfg.micro_batch_size or share, share)  # a share may be less than a pass could take
+    if share % micro:
         raise ConfigError(
             "train.micro_batch_size", micro,
             f"a divisor of the {share} sequences that each of {world.size} processes takes of "

@@ -87,7 +87,7 @@ class LanguageModelling:
         self._compute_dtype = compute_dtype
         device = model.embed_tokens.weight.device
         share = world.share(batch_size)
-        size = micro_batch_size or len(share)
+        size = min(micro_batch_size or len(share), len(share))
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
         draw = partial(_draw, loader, share, size, device.type == "cuda")
         self._ahead = Ahead(draw, batch_size, device)
