@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import time
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_disk_full_while_saving_loses_nothing(
     n_writes, train_tiny, resume, lab, uninterrupted, monkeypatch
 ):
     """The second save fails after some of its files; the first one is whole and goes on."""
-    write, saves, left = checkpoints._write, [], [n_writes]
+    write, saves, left = checkpoints.write_synced, [], [n_writes]
 
     def failing(path, pieces):
         if "step-000010" in str(path):
@@ -36,7 +37,7 @@ def test_disk_full_while_saving_loses_nothing(
                 full_disk()
         return write(path, pieces)
 
-    monkeypatch.setattr("mixlab.training.checkpoint._write", failing)
+    monkeypatch.setattr("mixlab.training.checkpoint.write_synced", failing)
     with pytest.raises(CheckpointError) as error:
         train_tiny(*NOISY, "checkpoint.every=2", "eval.every=100")
     message = str(error.value)
@@ -44,10 +45,47 @@ def test_disk_full_while_saving_loses_nothing(
     assert "The newest good checkpoint is" in message and "step-000008" in message
     assert len(saves) == n_writes + 1
     checkpoints.load(checkpoints.step_path(lab / "run" / "checkpoints", 8))
-    monkeypatch.setattr("mixlab.training.checkpoint._write", write)  # somebody made room
+    monkeypatch.setattr("mixlab.training.checkpoint.write_synced", write)  # somebody made room
     assert resume(lab / "run").status == "finished"
     want = rows(uninterrupted / "metrics.jsonl")
     assert rows(lab / "run" / "metrics.jsonl") == want
+
+
+def test_a_full_disk_at_the_last_save_is_no_finished_run(train_tiny, resume, lab, monkeypatch):
+    """The save is written while the run might already be summing up."""
+    save = checkpoints.save
+
+    def failing(folder, step, tensors, state):
+        if step == 12:
+            time.sleep(0.2)
+            full_disk()
+        return save(folder, step, tensors, state)
+
+    monkeypatch.setattr("mixlab.training.checkpoint.save", failing)
+    with pytest.raises(OSError, match="No space left on device"):
+        train_tiny()
+    assert not (lab / "run" / "summary.json").exists()
+    monkeypatch.setattr("mixlab.training.checkpoint.save", save)
+    assert resume(lab / "run").status == "finished"
+
+
+def test_the_summary_comes_after_the_last_save(train_tiny, monkeypatch):
+    save, write, order = checkpoints.save, RunDir.write_json, []
+
+    def slow(folder, step, tensors, state):
+        time.sleep(0.1)
+        found = save(folder, step, tensors, state)
+        order.append(step)
+        return found
+
+    def noted(self, name, document):
+        order.append(name)
+        write(self, name, document)
+
+    monkeypatch.setattr("mixlab.training.checkpoint.save", slow)
+    monkeypatch.setattr(RunDir, "write_json", noted)
+    train_tiny()
+    assert order[order.index(12) + 1 :] == ["summary.json"]
 
 
 @pytest.mark.parametrize("log", ["metrics.jsonl", "evals.jsonl"])
