@@ -56,6 +56,7 @@ class Bench:
     n_graphs: int  # that torch.compile made
     n_graph_breaks: int
     n_recompiles: int  # graphs made after the warm-up
+    launching: str | None  # how updates reach a GPU
 
     @property
     def median_ms(self) -> float:
@@ -170,6 +171,7 @@ class Timing:
             n_graphs=_n_graphs(),
             n_graph_breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
             n_recompiles=_n_graphs() - self._n_graphs,
+            launching=self._updates.launching,
         )
 
 
@@ -189,6 +191,7 @@ def _ready(
         compute_dtype=hardware.compute_dtype,
         world=hardware.world,
         loss_backend=loss_backend(config, hardware.kernels),
+        cuda_graphs=config.train.cuda_graphs,
     )
     return objective, config.train.optimizer.build(model.named_parameters())
 
@@ -207,6 +210,11 @@ class _Updates:
         self._train, self._device = config.train, hardware.device
         self._position = 0
         objective.model.train()
+
+    @property
+    def launching(self) -> str | None:
+        """How updates reach a GPU; None where there is only one way."""
+        return getattr(self._objective, "launching", None)
 
     def once(self) -> None:
         """One update; does not wait for the device."""
@@ -296,6 +304,8 @@ def rows(found: Bench) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
             ("torch.compile", f"{found.n_graphs} graphs, {found.n_graph_breaks} graph breaks, "
                               f"{found.n_recompiles} recompiled after the warm-up")
         )  # fmt: skip
+    if found.launching is not None:
+        facts.append(("launching", found.launching))
     total = sum(kernel.ms for kernel in found.kernels) or 1.0
     kinds = [
         (k.kind, f"{k.ms:.2f}", units.percent(k.ms / total), f"{k.n_calls:.0f}", k.longest[:60])

@@ -223,6 +223,7 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
             compute_dtype=hardware.compute_dtype,
             world=hardware.world,
             loss_backend=loss_backend(config, hardware.kernels),
+            cuda_graphs=config.train.cuda_graphs,
         ),
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,

@@ -61,6 +61,9 @@ class TrainConfig(Config):
     compile: Literal["auto"] | bool = "auto"
     """Compile the blocks with torch.compile: a start of up to a minute, faster steps after; auto:
     a language model on a GPU, where Triton is there to do it."""
+    cuda_graphs: Literal["auto"] | bool = "auto"
+    """Record an update on a GPU once and replay it; auto: where launching kernels takes longer than
+    running them, as it does for small models."""
     ema: EmaConfig | None = None
     """Average the parameters; absent: no average."""
     early_stopping: EarlyStoppingConfig | None = None

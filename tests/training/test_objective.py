@@ -155,7 +155,7 @@ def test_bf16_products_keep_float32_weights():
     want = accumulate_gradients(exact, [batch()])
     optimizer = AdamWConfig().build(model.named_parameters())
     dtypes = set()
-    handle = model.blocks[0].channel_mixer.up_proj.register_forward_hook(
+    handle = model.blocks[0].channel_mixer.down_proj.register_forward_hook(
         lambda module, args, out: dtypes.add(out.dtype)
     )
     metrics = train_step(
