@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from mixlab.parallel.shards import all_rows, is_sharded, own_rows, rows_for, same_rows
 from mixlab.training.optimizers.adamw import AdamW, AdamWConfig
 from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
 from mixlab.training.optimizers.groups import NamedParameter, is_hidden_matrix, trainable
@@ -91,27 +92,35 @@ class Muon(Optimizer):
             self._rest.step(lr_factor)
 
     def _update(self, bucket: Sequence[NamedParameter], lr: float) -> None:
-        """One update of parameters that share the shape of their matrices, dtype and device."""
+        """One update of parameters that share the shape of their matrices, dtype and device.
+
+        Of sharded ones every rank has its rows; the iteration needs all, and is done by every rank.
+        """
         cfg = self._cfg
-        params = [p for _, p in bucket]
-        grads = [p.grad for p in params]
-        means = [self._momentum[name] for name, _ in bucket]
-        rows, columns = params[0].shape[-2:]
+        whole = [p for _, p in bucket]
+        params = [own_rows(p) for p in whole]
+        grads = [own_rows(p.grad) for p in whole]
+        means = [own_rows(self._momentum[name]) for name, _ in bucket]
+        rows, columns = whole[0].shape[-2:]
 
         torch._foreach_lerp_(means, grads, 1 - cfg.momentum)
         updates = torch._foreach_lerp(grads, means, cfg.momentum) if cfg.nesterov else means
-        counts = [p.numel() // (rows * columns) for p in params]
+        counts = [p.numel() // (rows * columns) for p in whole]
 
         def pieces(stack: Tensor) -> list[Tensor]:
-            return [s.view(p.shape) for s, p in zip(stack.split(counts), params, strict=True)]
+            return [s.view(p.shape) for s, p in zip(stack.split(counts), whole, strict=True)]
 
         # Stacked and narrowed in one pass over the updates.
-        stack = params[0].new_empty(sum(counts), rows, columns, dtype=_NS_DTYPES[cfg.ns_dtype])
-        torch._foreach_copy_(pieces(stack), updates)
+        dtype = _NS_DTYPES[cfg.ns_dtype]
+        stack = params[0].new_empty(sum(counts), rows, columns, dtype=dtype)
+        pairs = zip(whole, updates, strict=True)
+        gathered = [all_rows(same_rows(p, u.to(dtype))) if is_sharded(p) else u for p, u in pairs]
+        torch._foreach_copy_(pieces(stack), gathered)
         stack = orthogonalise(stack, cfg.ns_steps).to(params[0].dtype)
         torch._foreach_mul_(params, 1 - lr * cfg.weight_decay)
         step = lr * update_scale(cfg.scale, rows, columns)
-        torch._foreach_add_(params, pieces(stack), alpha=-step)
+        steps = [rows_for(p, piece) for p, piece in zip(whole, pieces(stack), strict=True)]
+        torch._foreach_add_(params, steps, alpha=-step)
 
     def state_tensors(self) -> dict[str, Tensor]:
         state = {f"muon/momentum/{name}": mean for name, mean in self._momentum.items()}
