@@ -55,10 +55,10 @@ def run_updates(objective: Objective, model, optimizer, n_examples: int) -> None
         pending = Reading(metrics)
 
     try:
-        for step in range(3):  # kernels are loaded and tuned, which may wait
+        for step in range(6):  # kernels are loaded and tuned, which may wait
             one(step)
         with nobody_waits():
-            for step in range(3, 7):
+            for step in range(6, 10):
                 one(step)
         assert pending is not None
         assert torch.isfinite(torch.tensor(pending.figures().loss_nats))
