@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
+import torch.distributed as dist
 
 from mixlab.core import units
 from mixlab.core.provenance import cpu_model, memory_bytes, n_usable_cores
@@ -43,6 +44,7 @@ def examine() -> list[Finding]:
     )
     rows.append(("PyTorch", torch.__version__, f"{torch.get_num_threads()} threads per operation"))
     rows += _gpu_rows()
+    rows.append(_ranks_row())
     rows += [_extra_row(*extra) for extra in EXTRAS]
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
     rows.append(
@@ -74,6 +76,29 @@ def _gpu_rows() -> list[Finding]:
     rows.append(_flash_qla_row(device))
     rows += [_delta_rule_row(device, width) for width in (128, 256)]
     return rows
+
+
+def _ranks_row() -> Finding:
+    """What `torchrun --nproc-per-node N` would train with here."""
+    backends = [
+        name
+        for name, is_there in (
+            ("NCCL", dist.is_available() and dist.is_nccl_available()),
+            ("gloo", dist.is_available() and dist.is_gloo_available()),
+        )
+        if is_there
+    ]
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if "NCCL" in backends and n_gpus:
+        version = ".".join(str(part) for part in torch.cuda.nccl.version())
+        backends[0] = f"NCCL {version}"
+    if n_gpus > 1:
+        meaning = f"torchrun --nproc-per-node {n_gpus} -m mixlab train ... takes all {n_gpus} GPUs"
+    elif n_gpus == 1:
+        meaning = "one GPU: several processes have nothing to share"
+    else:
+        meaning = "no GPU: several processes share the processor's cores"
+    return ("several processes", " and ".join(backends) or "not in this PyTorch", meaning)
 
 
 def _triton_row() -> Finding:
