@@ -14,7 +14,7 @@ from mixlab.core import units
 from mixlab.core.errors import ConfigError
 from mixlab.data.synthetic import RandomText
 from mixlab.jobs.config import AnyRunConfig, RunConfig
-from mixlab.jobs.court.preferences import loss_backend
+from mixlab.jobs.court.preferences import loss_backend, preferred_kernels
 from mixlab.jobs.court.session import hold_court
 from mixlab.jobs.device import Hardware, describe, measure_matmul_flops, settle_hardware
 from mixlab.jobs.kernel_times import KindTime, kernel_times
@@ -319,7 +319,7 @@ def _n_graphs() -> int:
 
 
 def backends(config: AnyRunConfig, hardware: Hardware) -> list[str]:
-    """What runs each kind of layer, such as "linear: gated_deltanet by fla"."""
+    """What runs each kind of layer, such as "linear: gated_deltanet by fla", and what was tried."""
     if not isinstance(config, RunConfig):
         return []
     dtype = hardware.compute_dtype or torch.float32
@@ -328,6 +328,8 @@ def backends(config: AnyRunConfig, hardware: Hardware) -> list[str]:
         for mixer in (block.sequence_mixer, block.channel_mixer):
             settle = getattr(mixer, "backend_for", None)
             by = settle(hardware.device, dtype) if settle else getattr(mixer, "backend", None)
+            if getattr(mixer, "backend", None) == "auto":
+                by = next(iter(preferred_kernels(mixer, hardware.kernels)), by)
             if by is not None:
                 lines.append(f"{name}: {mixer.kind} by {by}")
-    return lines
+    return lines + [verdict.line() for verdict in hardware.kernels]

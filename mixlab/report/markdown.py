@@ -13,6 +13,7 @@ from mixlab.core.config import flatten
 from mixlab.core.run_dir import RunDir
 from mixlab.report.answers_section import answers_section
 from mixlab.report.experts_section import experts_section
+from mixlab.report.kernels import kernels_text
 from mixlab.report.looped import looped_section
 from mixlab.report.markup import code, fenced, plain, table
 from mixlab.report.material import Facts, Material, at, number
@@ -314,6 +315,7 @@ def training_section(m: Material) -> str:
         ("optimizer", _settings(m.config.get("train"), "optimizer")),
         ("schedule", _settings(m.config.get("train"), "schedule")),
         ("precision", plain(str(at(m.config, "train.precision") or ""))),
+        ("kernels", kernels_text(m.kernels)),
         ("seed", plain(str(m.config.get("seed", "")))),
     ]
     return f"## Training\n\n{table(['', ''], [r for r in rows if r[1] not in ('', units.ABSENT)])}"

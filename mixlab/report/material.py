@@ -24,6 +24,7 @@ class Material:
         run = self.run
         self.config: Facts = self._read(lambda: read_yaml(run.config_path))
         self.environment: Facts = self._read(lambda: run.read_json("environment.json"))
+        self.kernels: Facts = self._read(lambda: run.read_json("kernels.json"))
         self.data: Facts = self._read(lambda: run.read_json("data.json"))
         self.summary: Facts = self._read(lambda: run.read_json("summary.json"))
         self.experts: Facts = self._read(lambda: run.read_json("experts.json"))

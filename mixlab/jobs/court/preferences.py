@@ -4,20 +4,29 @@ from mixlab.jobs.config import RunConfig
 from mixlab.jobs.court.cases import attention_dims, conv_dims, delta_rule_dims, loss_dims
 from mixlab.jobs.court.verdicts import Verdicts
 from mixlab.nn.language_model import LanguageModel
-from mixlab.nn.sequence_mixers.attention import Attention
-from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet
-from mixlab.nn.sequence_mixers.mla import MLA
+from mixlab.nn.sequence_mixers.attention import AttentionConfig
+from mixlab.nn.sequence_mixers.base import SequenceMixer
+from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetConfig
+from mixlab.nn.sequence_mixers.mla import MLAConfig
 
 
 def prefer_kernels(model: LanguageModel, verdicts: Verdicts) -> None:
     """Let `auto` mean what the court chose, wherever that can run; named backends stay."""
     for module in model.modules() if verdicts else ():
-        if isinstance(module, GatedDeltaNet):
-            module.preferred = verdicts.choice("gated_delta_rule", delta_rule_dims(module.cfg))
-            if module.conv1d is not None:
-                module.conv1d.preferred = verdicts.choice("causal_conv", conv_dims(module.cfg))
-        elif isinstance(module, Attention | MLA):
-            module.preferred = verdicts.choice("attention", attention_dims(module.cfg))
+        if isinstance(module, SequenceMixer) and hasattr(module, "cfg"):
+            module.preferred = preferred_kernels(module.cfg, verdicts)
+        if isinstance(module, GatedDeltaNet) and module.conv1d is not None:
+            module.conv1d.preferred = verdicts.choice("causal_conv", conv_dims(module.cfg))
+
+
+def preferred_kernels(cfg: object, verdicts: Verdicts) -> tuple[str, ...]:
+    """The court's choice for the op at the heart of a mixer with this config; empty if it had none
+    to make."""
+    if isinstance(cfg, GatedDeltaNetConfig):
+        return verdicts.choice("gated_delta_rule", delta_rule_dims(cfg))
+    if isinstance(cfg, AttentionConfig | MLAConfig):
+        return verdicts.choice("attention", attention_dims(cfg))
+    return ()
 
 
 def loss_backend(config: RunConfig, verdicts: Verdicts) -> str:

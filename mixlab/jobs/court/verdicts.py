@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixlab.core.errors import RunError
+from mixlab.core.json_files import to_plain
 
 FORMAT = 1
 Dims = Mapping[str, int | bool | str]
@@ -71,7 +72,7 @@ class Verdicts(Sequence[Verdict]):
 
     def document(self) -> dict[str, Any]:
         """Plain data; see `read`."""
-        return {"format": FORMAT, "verdicts": [asdict(verdict) for verdict in self._verdicts]}
+        return {"format": FORMAT, "verdicts": [to_plain(asdict(v)) for v in self._verdicts]}
 
     @classmethod
     def read(cls, document: Any, where: str) -> "Verdicts":
