@@ -160,10 +160,28 @@ def test_a_row_of_nan_does_not_outlive_its_text():
     rows.read(1, [[2] * 3])
     with torch.inference_mode():
         for cache in rows._caches:
-            cache.kv[:, 0] = torch.nan
+            cache.kv[:, 0, :, :20] = torch.nan
     rows.read(0, [[3, 4]])
     found = rows.step([5, 6])
     torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
+    assert all(cache.kv.isfinite().all() for cache in rows._caches), (
+        "a recorded step sees all slots"
+    )
+
+
+def test_no_nan_is_left_where_rows_have_moved():
+    model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
+    rows = row_model(model)
+    for row, n_tokens in enumerate([30, 5, 3]):
+        rows.read(row, [[1] * n_tokens])
+    rows.step([1, 1, 1])
+    with torch.inference_mode():
+        for cache in rows._caches:
+            cache.kv[:, 0, :, :31] = torch.nan
+    rows.move(2, 0)  # the longest text has gone; its slots are not all taken
+    rows.step([1, 1])
+    rows.read(0, [[3, 4]])
+    assert all(cache.kv[:, 0].isfinite().all() for cache in rows._caches)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -41,7 +41,7 @@ class KeyValueCache(RowCache):
         if n_rows > rows or n_slots > slots:
             self.kv = grown(self.kv, (2, max(rows, n_rows), heads, max(slots, n_slots), width))
 
-    def put(self, row: int, state: AttentionState) -> None:
+    def put(self, row: int, state: AttentionState, n_before: int) -> None:
         n_rows, n_kept = state.k.shape[:2]
         k, v = state.k, state.v  # (B, S, G, K)
         if self.window is not None and state.n_seen > self.window:
@@ -51,11 +51,11 @@ class KeyValueCache(RowCache):
         places = self.kv[:, row : row + n_rows]
         for place, kept in zip(places, (k, v), strict=True):  # (B, G, S, K)
             place[:, :, :n_kept] = kept.transpose(1, 2)
-        # Nothing of a row's last sequence may stay: a NaN there would outlive its mask.
-        places[..., n_kept:, :] = 0
+        if n_before > n_kept:
+            places[..., n_kept:n_before, :] = 0
 
-    def move(self, source: int, target: int) -> None:
-        self.kv[:, target] = self.kv[:, source]
+    def move(self, source: int, target: int, n_tokens: int) -> None:
+        self.kv[:, target, :, :n_tokens] = self.kv[:, source, :, :n_tokens]
 
     def row_bytes(self, n_tokens: int) -> int:
         n_slots = n_tokens if self.window is None else min(n_tokens, self.window)

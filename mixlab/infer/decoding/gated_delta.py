@@ -38,13 +38,13 @@ class DeltaCache(RowCache):
             self.tail = grown(self.tail, (n_rows, *self.tail.shape[1:]))
             self.memory = grown(self.memory, (n_rows, *self.memory.shape[1:]))
 
-    def put(self, row: int, state: GatedDeltaNetState) -> None:
+    def put(self, row: int, state: GatedDeltaNetState, n_before: int) -> None:
         rows = slice(row, row + len(state.memory))
         self.tail[rows] = state.tail[..., self._order]
         grouped = state.memory.unflatten(1, (self.memory.shape[1], -1))  # (B, G, R, K, V)
         self.memory[rows] = grouped.transpose(2, 3).flatten(3)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int) -> None:
         self.tail[target] = self.tail[source]
         self.memory[target] = self.memory[source]
 

@@ -36,15 +36,16 @@ class LatentCache(RowCache):
         if n_rows > rows or n_tokens > slots:
             self.kept = grown(self.kept, (max(rows, n_rows), one, max(slots, n_tokens), width))
 
-    def put(self, row: int, state: MLAState) -> None:
+    def put(self, row: int, state: MLAState, n_before: int) -> None:
         n_rows, n_kept = state.latent.shape[:2]
         places = self.kept[row : row + n_rows, 0]  # (B, S, L + R)
         places[:, :n_kept, : self.latent] = state.latent
         places[:, :n_kept, self.latent :] = state.k_rope
-        places[:, n_kept:] = 0  # a NaN of a row's last sequence would outlive its mask
+        if n_before > n_kept:
+            places[:, n_kept:n_before] = 0
 
-    def move(self, source: int, target: int) -> None:
-        self.kept[target] = self.kept[source]
+    def move(self, source: int, target: int, n_tokens: int) -> None:
+        self.kept[target, :, :n_tokens] = self.kept[source, :, :n_tokens]
 
     def row_bytes(self, n_tokens: int) -> int:
         return n_tokens * self.kept.shape[-1] * self.kept.itemsize

@@ -170,6 +170,7 @@ class FusedRows:
     def _forget(self) -> None:
         self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
         self.lengths: list[int] = []
+        self._longest: list[int] = []  # that any sequence of a row has been
         self.n_slots = 0
         self._tables = RopeTables()  # not shared: a graph reads from where its own table was
         self.graphs = GraphedSteps()
@@ -183,7 +184,9 @@ class FusedRows:
         """Room for rows of so many tokens, and for more to come."""
         if n_rows <= len(self.lengths) and n_tokens <= self.n_slots:
             return
-        self.lengths += [0] * (rounded_up(n_rows) - len(self.lengths))
+        n_more = rounded_up(n_rows) - len(self.lengths)
+        self.lengths += [0] * n_more
+        self._longest += [0] * n_more
         if n_tokens > self.n_slots:
             # A graph looks at all slots there are; what takes only those in use may as well double.
             step = rounded_up(n_tokens) // (8 if self._device.type == "cuda" else 1)
@@ -197,11 +200,13 @@ class FusedRows:
     def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
         n, n_tokens = len(prompts), len(prompts[0])
         self.reserve(row + n, n_tokens + 1)
+        pairs = zip(self._longest[row : row + n], self.lengths[row : row + n], strict=True)
+        n_before = max(max(pair) for pair in pairs)
         given = torch.tensor([list(prompt) for prompt in prompts], device=self._device)
         logits, state = self._prefill(given, self._prefill.initial_state(n))
         for cache, part in zip(self._caches, self._plan.states(state), strict=True):
-            cache.put(row, part)
-        self.lengths[row : row + n] = [n_tokens] * n
+            cache.put(row, part, n_before)
+        self.lengths[row : row + n] = self._longest[row : row + n] = [n_tokens] * n
         return logits
 
     @torch.inference_mode()
@@ -255,10 +260,12 @@ class FusedRows:
         return at_least_float32(self._head(h * model.norm.weight))
 
     def move(self, source: int, target: int) -> None:
+        n_tokens = self.lengths[source]
         with torch.inference_mode():
             for cache in self._caches:
-                cache.move(source, target)
-        self.lengths[target] = self.lengths[source]
+                cache.move(source, target, n_tokens)
+        self._longest[target] = max(self._longest[target], self.lengths[target], n_tokens)
+        self.lengths[target] = n_tokens
 
     def state_bytes(self, n_rows: int) -> int:
         return sum(c.row_bytes(n) for c in self._caches for n in self.lengths[:n_rows])

@@ -26,12 +26,16 @@ class RowCache:
         """Make room for so many rows of so many tokens, and keep what is there."""
         raise NotImplementedError(type(self).__name__)
 
-    def put(self, row: int, state: Any) -> None:
-        """Let rows from this one on be the sequences whose states a mixer has returned."""
+    def put(self, row: int, state: Any, n_before: int) -> None:
+        """Let rows from this one on be the sequences whose states a mixer has returned.
+
+        No more than `n_before` tokens of others have been in those rows. Nothing of them may stay:
+        0 times a NaN is a NaN, so a mask does not hide it.
+        """
         raise NotImplementedError(type(self).__name__)
 
-    def move(self, source: int, target: int) -> None:
-        """Let a row take the place of another one, which is forgotten."""
+    def move(self, source: int, target: int, n_tokens: int) -> None:
+        """Let a row of so many tokens take the place of another one, which is forgotten."""
         raise NotImplementedError(type(self).__name__)
 
     def row_bytes(self, n_tokens: int) -> int:
@@ -147,12 +151,12 @@ class StatesOfRows(RowCache):
     def reserve(self, n_rows: int, n_tokens: int) -> None:
         self.states += [None] * (n_rows - len(self.states))
 
-    def put(self, row: int, state: Any) -> None:
+    def put(self, row: int, state: Any, n_before: int) -> None:
         tensor = next(part for part in state if isinstance(part, Tensor))
         for i in range(len(tensor)):
             self.states[row + i] = row_of(state, i)
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int) -> None:
         self.states[target], self.states[source] = self.states[source], None
 
     def row_bytes(self, n_tokens: int) -> int:
