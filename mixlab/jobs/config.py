@@ -158,6 +158,11 @@ class RefineRunConfig(Config):
                 "model.grid", list(self.model.grid),
                 f"the {list(task.shape)} rows and columns of {task.name}",
             )  # fmt: skip
+        if self.train.parallel == "fsdp":
+            raise Rule(
+                "train.parallel", "fsdp", "ddp or auto: a refiner's weights are shared by all of "
+                "its depth, and small", "Leave it out.",
+            )  # fmt: skip
         if self.train.n_micro_batches != 1:
             raise Rule(
                 "train.micro_batch_size", self.train.micro_batch_size,

@@ -8,9 +8,10 @@ Source: HRM [arXiv:2506.21734], TRM [arXiv:2510.04871].
 Shapes: B batch, L positions, D width of the states, N segments.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -26,43 +27,28 @@ from mixlab.nn.recursion.halting import (
     wants_halt,
 )
 from mixlab.nn.recursion.refiner import Refiner, RefinerState, Segment
-from mixlab.ops.stablemax import label_nats
+from mixlab.parallel import ALONE, World
 from mixlab.training import phases
+from mixlab.training.carry import PAD, Carry, Examples, SegmentLoss
+from mixlab.training.cuda_graphs import Replayer
+from mixlab.training.gradient_sums import GradientSums
 from mixlab.training.language_modelling import autocast
 from mixlab.training.objective import StepMetrics, total_grad_norm
 from mixlab.training.prefetch import Ahead
-
-PAD = 0
-"""The label of positions that nothing is asked of."""
+from mixlab.training.rank_figures import add_up_expert_counts, over_ranks
+from mixlab.training.refinement_figures import (
+    accuracies,
+    means_over_ranks,
+    row_nats,
+    segment_figures,
+    shares_of_ranks,
+)
 
 
 class Stream(Protocol):
     """Examples by position; `batch` gives arrays inputs, labels (n, L) and given (n, L)."""
 
     def batch(self, position: int, n: int) -> tuple: ...
-
-
-class Carry(NamedTuple):
-    """What belongs to the examples in the batch, one row each."""
-
-    z_H: Tensor
-    z_L: Tensor
-    steps: Tensor  # (B,) int64, segments done
-    halted: Tensor  # (B,) bool, to be replaced before the next segment
-    least: Tensor  # (B,) int64, segments that exploration asks of this example
-    inputs: Tensor  # (B, L) int64
-    labels: Tensor  # (B, L) int64
-    given: Tensor  # (B, L) bool
-
-
-class SegmentLoss(NamedTuple):
-    """The loss of one segment with the figures that go with it."""
-
-    loss: Tensor  # (B,) what is minimized, without auxiliary losses
-    lm_loss: Tensor  # (B,) nats, mean over the row's labels
-    heads: dict[str, Tensor]  # (B,) losses of the halting head, unweighted
-    right: Tensor  # (B, L) bool, true where nothing is asked
-    segment: Segment
 
 
 class Refinement:
@@ -77,48 +63,96 @@ class Refinement:
         seed: int,
         loss_type: str = "softmax",
         compute_dtype: torch.dtype | None = None,
+        world: World = ALONE,
+        cuda_graphs: Literal["auto"] | bool = "auto",
     ) -> None:
         self.model = model
-        self._batch_size = batch_size
+        self._batch_size, self._rows = batch_size, world.share(batch_size)
+        self._sums = GradientSums(model, world)
         self._loss_type, self._compute_dtype = loss_type, compute_dtype
         self.carry: Carry | None = None  # None: every row waits for its first example
         self._device = model.embed_tokens.device
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
-        draw = partial(_draw, stream, model.cfg.halting, batch_size, seed, self._device)
+        draw = partial(_draw, stream, model.cfg.halting, batch_size, self._rows, seed, self._device)
         self._ahead = Ahead(draw, batch_size, self._device)
+        self._replay: Replayer | None = None
+        if self._device.type == "cuda" and world.size == 1 and cuda_graphs is not False:
+            self.replay_by(partial(Replayer, always=cuda_graphs is True))
 
     # --- the contract ---------------------------------------------------------------------------
 
     def accumulate(self, position: int) -> StepMetrics:
-        if self.model.cfg.halting.unrolls:
-            return self._unrolled(position)
-        carry = self._admit(position)
-        result = self._segment_loss(carry)
-        self._backward(result.loss.mean(), result.segment.aux_loss)
-        self.carry, wants = self._next(carry, result)
-        figures = _figures(result, self.carry, wants)
-        return self._metrics(result.lm_loss.mean(), result.segment.aux_loss, figures)
+        """Tensors of the metrics hold until the next call."""
+        run = self._replay or self._update
+        return run([self._ahead.take(position)])
+
+    def replay_by(self, make: Callable[..., Replayer]) -> None:
+        """Let updates be replayed; `make` takes what runs one, and the parameters."""
+        method = WeakMethod(self._update)  # held firmly, it would keep the model after its use
+
+        def run(inputs: Sequence[Examples]) -> StepMetrics:
+            update = method()
+            assert update is not None
+            return update(inputs)
+
+        self._replay = make(run, [p for p in self.model.parameters() if p.requires_grad])
+
+    @property
+    def launching(self) -> str | None:
+        """How updates reach the device, where that was looked at."""
+        return None if self._replay is None else self._replay.verdict
 
     def after_update(self) -> None:
+        add_up_expert_counts(self.model, self._sums.world)
         self.model.update_balance()
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {} if self.carry is None else dict(self.carry._asdict())
+        if self.carry is None:
+            return {}
+        world = self._sums.world
+        return {name: world.all_rows(rows) for name, rows in self.carry._asdict().items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        device = self.model.embed_tokens.device
-        self.carry = None
-        if tensors:
-            self.carry = Carry(**{name: t.to(device, copy=True) for name, t in tensors.items()})
+        if not tensors:
+            self.carry = None
+            return
+        own = slice(self._rows.start, self._rows.stop)
+        self._keep(
+            Carry(**{name: t[own].to(self._device, copy=True) for name, t in tensors.items()})
+        )
 
     def close(self) -> None:
         self._ahead.close()
 
     # --- one segment ----------------------------------------------------------------------------
 
-    def _admit(self, position: int) -> Carry:
-        """The carry with new examples from `position` on in every row that has halted."""
-        fresh = self.fresh(position)
+    def _update(self, inputs: Sequence[Examples]) -> StepMetrics:
+        """The gradients of one update, which may admit these examples, and its figures."""
+        (examples,) = inputs
+        if self.model.cfg.halting.unrolls:
+            return self._unrolled(examples)
+        carry = self._admit(examples)
+        result = self._segment_loss(carry)
+        self._backward(result.loss.mean(), result.segment.aux_loss)
+        carry, wants = self._next(carry, result)
+        figures = segment_figures(result, carry, wants)
+        self._keep(carry)
+        return self._metrics(result.lm_loss.mean(), result.segment.aux_loss, figures)
+
+    @torch.no_grad()
+    def _keep(self, carry: Carry) -> None:
+        """Make this the carry; where updates are replayed, in the memory that they know."""
+        if self._replay is None:
+            self.carry = carry
+        elif self.carry is None:
+            self.carry = Carry(*(part.clone() for part in carry))
+        else:
+            for part, target in zip(carry, self.carry, strict=True):
+                target.copy_(part)
+
+    def _admit(self, examples: Examples) -> Carry:
+        """The carry with new examples in every row that has halted."""
+        fresh = self._begun(examples)
         if self.carry is None:
             return fresh
         halted = self.carry.halted
@@ -131,11 +165,12 @@ class Refinement:
 
     def fresh(self, position: int) -> Carry:
         """Rows that have just taken the examples from `position` on."""
-        model, n = self.model, self._batch_size
-        device = self._device
-        inputs, labels, given, least = (
-            tensor.to(device, non_blocking=True) for tensor in self._ahead.take(position)
-        )
+        return self._begun(self._ahead.take(position))
+
+    def _begun(self, examples: Examples) -> Carry:
+        """Rows that have just taken these examples."""
+        model, n, device = self.model, len(self._rows), self._device
+        inputs, labels, given, least = (part.to(device, non_blocking=True) for part in examples)
         inputs = inputs.long()
         with torch.no_grad():
             state = model.initial_state(inputs)
@@ -200,9 +235,9 @@ class Refinement:
 
     # --- all segments in one update -------------------------------------------------------------
 
-    def _unrolled(self, position: int) -> StepMetrics:
+    def _unrolled(self, examples: Examples) -> StepMetrics:
         """One update on new examples, whose segments share the gradient of their weights."""
-        halting, carry = self.model.cfg.halting, self.fresh(position)
+        halting, carry = self.model.cfg.halting, self._begun(examples)
         results: list[SegmentLoss] = []
         aux_losses = []
         for _ in range(halting.halt_max_steps):
@@ -228,7 +263,7 @@ class Refinement:
         steps = torch.arange(1, halting.halt_max_steps + 1, device=logits.device)
         last = results[-1]
         figures = {
-            **_accuracies(last.right, carry, torch.ones_like(carry.halted)),
+            **accuracies(last.right, carry, torch.ones_like(carry.halted)),
             "train/reasoning_steps": (weights * steps).sum(dim=1).mean().detach(),
             "q_halt_mean": logits.detach().sigmoid().mean(),
             "act_penalty": penalty.mean().detach(),
@@ -238,36 +273,43 @@ class Refinement:
     # --- shared ---------------------------------------------------------------------------------
 
     def _backward(self, loss: Tensor, aux_loss: Tensor | None) -> None:
+        """`loss` is the mean over this rank's rows, of which every rank has equally many."""
         phases.begin("backward")
-        (loss if aux_loss is None else loss + aux_loss).backward()
+        loss = (loss if aux_loss is None else loss + aux_loss) / self._sums.world.size
+        with self._sums.over(is_last=True):
+            loss.backward()
 
     def _metrics(
         self, loss_nats: Tensor, aux_loss: Tensor | None, figures: dict[str, Tensor]
     ) -> StepMetrics:
-        return StepMetrics(
-            loss_nats=loss_nats.detach(),
+        world = self._sums.world
+        metrics = StepMetrics(
+            loss_nats=loss_nats.detach() / world.size,
             grad_norm=total_grad_norm(self.model),
             n_targets=self._batch_size * self.model.cfg.length,
-            aux_loss=None if aux_loss is None else aux_loss.detach(),
+            aux_loss=None if aux_loss is None else aux_loss.detach() / world.size,
             layers={},
             n_examples=self._batch_size,
-            figures=figures,
+            figures=shares_of_ranks(figures, world),
         )
+        metrics = over_ranks(metrics, world)
+        return metrics._replace(figures=means_over_ranks(metrics.figures, world))
 
 
 def _draw(
     stream: Stream,
     halting: HaltingConfig,
-    n: int,
+    batch_size: int,
+    rows: range,
     seed: int,
     device: torch.device,
     position: int,
-) -> list[Tensor]:
-    """inputs, labels, given and least steps of `n` examples, on the CPU."""
-    made = [torch.from_numpy(array) for array in stream.batch(position, n)]
+) -> Examples:
+    """Some rows of the batch from `position` on, pinned where a GPU copies without waiting."""
+    made = [torch.from_numpy(a) for a in stream.batch(position + rows.start, len(rows))]
     generator = torch.Generator().manual_seed((seed << 31) ^ position)
-    made.append(least_steps(halting, n, generator))
-    return [tensor.pin_memory() for tensor in made] if device.type == "cuda" else made
+    made.append(least_steps(halting, batch_size, generator)[rows.start : rows.stop])
+    return Examples(*(t.pin_memory() for t in made) if device.type == "cuda" else made)
 
 
 def explicit_loop(objective: Refinement, position: int, n_steps: int) -> Iterator[SegmentLoss]:
@@ -282,53 +324,3 @@ def explicit_loop(objective: Refinement, position: int, n_steps: int) -> Iterato
         result.loss.mean().backward()
         carry, _ = objective._next(carry, result)
         yield result
-
-
-def row_nats(logits: Tensor, labels: Tensor, loss_type: str) -> Tensor:
-    """(B,) mean nats over the labels of each row; (B, L, V) logits, (B, L) labels, PAD left out."""
-    asked = labels != PAD
-    nats = label_nats(logits, labels, loss_type)
-    return torch.where(asked, nats, 0).sum(dim=1) / asked.sum(dim=1).clamp(min=1)
-
-
-def _accuracies(right: Tensor, carry: Carry, rows: Tensor) -> dict[str, Tensor]:
-    """Means over the chosen rows; 0 where there are none, so read them with `count`."""
-    asked = carry.labels != PAD
-    blank = asked & ~carry.given
-    n_rows = rows.sum().clamp(min=1)
-
-    def mean(values: Tensor) -> Tensor:
-        return torch.where(rows, values, 0).sum() / n_rows
-
-    return {
-        "count": rows.sum(),
-        "accuracy": mean((right & asked).sum(dim=1) / asked.sum(dim=1).clamp(min=1)),
-        "blank_accuracy": mean((right & blank).sum(dim=1) / blank.sum(dim=1).clamp(min=1)),
-        "exact_accuracy": mean(right.all(dim=1).to(torch.float32)),
-    }
-
-
-@torch.no_grad()
-def _figures(result: SegmentLoss, carry: Carry, wants: Tensor) -> dict[str, Tensor]:
-    """Figures of one update of the carry scheduler, still on the device."""
-    halted, n = carry.halted, len(carry.halted)
-    figures = _accuracies(result.right, carry, halted)
-    count = figures["count"].clamp(min=1)
-    figures["train/reasoning_steps"] = torch.where(halted, carry.steps, 0).sum() / count
-    figures["halt_rate"] = halted.sum() / n
-    figures["halt_rate_learned"] = wants.sum() / n
-    figures["forced_halt_rate"] = (halted & ~wants).sum() / count
-    figures.update({name: loss.mean() for name, loss in result.heads.items()})
-    logits = result.segment.halt_logits
-    if logits is not None:
-        figures["q_halt_mean"] = logits[:, 0].sigmoid().mean()
-        agrees = (halt_score_sign(logits)) == result.right.all(dim=1)
-        figures["q_halt_accuracy"] = agrees.to(torch.float32).mean()
-        if logits.shape[1] == 2:
-            figures["q_continue_mean"] = logits[:, 1].sigmoid().mean()
-    return figures
-
-
-def halt_score_sign(logits: Tensor) -> Tensor:
-    """(B,) bool: the head calls the answer right."""
-    return logits[:, 0] >= 0

@@ -13,7 +13,9 @@ from mixlab.nn.recursion.refiner import Refiner, RefinerConfig, build_refiner
 from mixlab.tasks.examples import Puzzles
 from mixlab.tasks.sets import TaskSet, build_set
 from mixlab.tasks.sudoku.dug import SudokuDug
-from mixlab.training.refinement import Refinement, SegmentLoss, row_nats
+from mixlab.training.carry import SegmentLoss
+from mixlab.training.refinement import Refinement
+from mixlab.training.refinement_figures import row_nats
 
 ATTENTION = {"kind": "attention", "n_heads": 2, "head_dim": 4, "rope_frac": 0.0}
 MIXERS = {"attention": ATTENTION, "token_mlp": {"kind": "token_mlp", "d_ff": 12}}

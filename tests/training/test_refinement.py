@@ -1,5 +1,7 @@
 """The carry scheduler against the explicit loop, its rules, and gradients of the halting head."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,9 @@ from mixlab.core.config import decode
 from mixlab.nn.recursion.refiner import RefinerConfig, build_refiner
 from mixlab.ops.stablemax import stablemax_nats
 from mixlab.tasks.examples import Puzzles
-from mixlab.training.refinement import Refinement, explicit_loop, row_nats
+from mixlab.training.cuda_graphs import Replayer
+from mixlab.training.refinement import Refinement, explicit_loop
+from mixlab.training.refinement_figures import row_nats
 
 BATCH = 4
 
@@ -136,6 +140,40 @@ def test_the_carry_goes_on_bit_for_bit():
     for a, b in zip(gradients(whole.model), gradients(again.model), strict=True):
         assert torch.equal(a, b)
     assert objective().state_tensors() == {}
+
+
+class Replayed:
+    """Stands in for a recorded update: runs on the memory of the first one's examples."""
+
+    def __init__(self, run, parameters, inputs):
+        self.run, self.resident = run, [one.resident(torch.device("cpu")) for one in inputs]
+
+    def replay(self, inputs):
+        for one, resident in zip(inputs, self.resident, strict=True):
+            one.write_into(resident)
+        return self.run(self.resident)
+
+
+@pytest.mark.parametrize("kind", ["bce", "q_learning", "ponder"])
+def test_replayed_updates_are_the_same(kind):
+    """The carry stays in one place, where a recorded update would look for it."""
+    plain, replayed = objective(kind, max_steps=4), objective(kind, max_steps=4)
+    replayed.replay_by(partial(Replayer, always=True, record=Replayed))
+    places = set()
+    for position in range(0, 7 * BATCH, BATCH):
+        expected, found = plain.accumulate(position), replayed.accumulate(position)
+        assert found.loss_nats == expected.loss_nats
+        assert found.figures.keys() == expected.figures.keys()
+        for name, value in expected.figures.items():
+            assert torch.equal(found.figures[name], value), name
+        if replayed.carry is not None:
+            places.add(tuple(part.data_ptr() for part in replayed.carry))
+            for name, part in plain.state_tensors().items():
+                assert torch.equal(replayed.state_tensors()[name], part), name
+    assert replayed.launching == "updates are replayed as a CUDA graph"
+    assert len(places) == (0 if kind == "ponder" else 1)
+    replayed.load_state_tensors({n: t.clone() for n, t in plain.state_tensors().items()})
+    assert {tuple(part.data_ptr() for part in replayed.carry or ())} == (places or {()})
 
 
 def test_labels_that_are_padding_do_not_count():

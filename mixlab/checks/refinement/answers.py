@@ -17,7 +17,7 @@ from mixlab.checks.refinement.base import (
 from mixlab.evals.refinement import figures as figures_of
 from mixlab.evals.refinement import trace
 from mixlab.infer.refinement import Refining
-from mixlab.training.refinement import PAD
+from mixlab.training.carry import PAD
 
 REPORTED = 1e-5
 """Between float32 means and float64: rounding leaves about 1e-7, a wrong definition far more."""

@@ -72,8 +72,10 @@ class RefineSession:
             return run()
 
     def evaluate(self, split: str = "validation") -> Row:
-        """A row for evals.jsonl, at the trained depth."""
-        return self.row(split, self.trace(split, self.max_steps))
+        """A row for evals.jsonl, at the trained depth; the first rank measures it for all."""
+        world = self.hardware.world
+        row = self.row(split, self.trace(split, self.max_steps)) if world.is_first else None
+        return world.tell(row)
 
     def row(self, split: str, traced: Trace) -> Row:
         """The figures of a trace that is at least as deep as training."""
@@ -118,7 +120,8 @@ class RefineSession:
             checkpoint=self.config.checkpoint,
             n_steps=n_steps,
             flops_per_token=self.budget.train_flops_per_token,
-            peak_flops=measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
+            peak_flops=self.hardware.world.size
+            * measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
             decay_start=train.schedule.decay_start(n_steps),
         )
 
@@ -157,6 +160,8 @@ def open_refine_session(
             seed=config.seed,
             loss_type=config.loss_type,
             compute_dtype=hardware.compute_dtype,
+            world=hardware.world,
+            cuda_graphs=config.train.cuda_graphs,
         ),
         notes=notes,
     )
