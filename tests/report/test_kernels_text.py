@@ -13,7 +13,7 @@ def test_says_what_ran_how_fast_and_what_did_not():
         {"op": "attention", "chosen": None, "candidates": []},
     ]
     assert kernels_text({"verdicts": verdicts}) == (
-        r"gated\_delta\_rule by fla (2.31 ms, flash\_qla: o is off by 1.0e+00); "
+        "gated_delta_rule by fla (2.31 ms, flash_qla: o is off by 1.0e+00); "
         "attention by the rule of auto ()"
     )
     assert kernels_text({}) == ""
