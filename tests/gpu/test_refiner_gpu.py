@@ -63,3 +63,26 @@ def test_bfloat16_is_close(kind):
     loss, _ = gradients(refiner(kind).cuda())
     narrow, _ = gradients(refiner(kind).cuda(), torch.bfloat16)
     assert narrow == pytest.approx(loss, rel=0.05)  # 3 digits per product, through 12 layers
+
+
+@pytest.mark.parametrize("kind", ["short_rows", "token_mlp"])
+def test_replayed_updates_are_those_that_are_launched(kind):
+    def objective(cuda_graphs):
+        model = refiner(kind).cuda()
+        return Refinement(
+            model, MadeUpPuzzles(model.cfg), batch_size=8, seed=0, compute_dtype=torch.bfloat16,
+            cuda_graphs=cuda_graphs,
+        )  # fmt: skip
+
+    launched, replayed = objective(False), objective(True)
+    for position in range(0, 6 * 8, 8):
+        expected, found = launched.accumulate(position), replayed.accumulate(position)
+        assert found.loss_nats == expected.loss_nats
+        assert found.figures["count"] == expected.figures["count"]
+        pairs = zip(launched.model.parameters(), replayed.model.parameters(), strict=True)
+        for one, other in pairs:
+            assert torch.equal(one.grad, other.grad)
+            one.grad = other.grad = None
+    assert replayed.launching == "updates are replayed as a CUDA graph"
+    for name, part in launched.state_tensors().items():
+        assert torch.equal(replayed.state_tensors()[name], part), name
