@@ -119,6 +119,11 @@ def step_backend(requested: str, settled: Backend) -> Backend:
 def usable_backends(
     device: torch.device, dtype: torch.dtype, *, k_dim: int, v_dim: int, b_max: float = 1.0
 ) -> list[Backend]:
-    """The backends in matrix form that can take such inputs, in order of preference."""
+    """The backends in matrix form that are worth a try on such inputs, in order of preference.
+
+    `fla` is not where `triton` can run: it is slower there, and tunes itself for more than a minute.
+    """
     able = [name for name in KERNELS if not obstacle(name, device, dtype, k_dim, v_dim, b_max)]
+    if "triton" in able and "fla" in able:
+        able.remove("fla")
     return [*able, "chunked"]
