@@ -121,7 +121,7 @@ def usable_backends(
 ) -> list[Backend]:
     """The backends in matrix form that are worth a try on such inputs, in order of preference.
 
-    `fla` is not where `triton` can run: it is slower there, and tunes itself for more than a minute.
+    `fla` is not where `triton` can run: it is slower there, and tunes itself for over a minute.
     """
     able = [name for name in KERNELS if not obstacle(name, device, dtype, k_dim, v_dim, b_max)]
     if "triton" in able and "fla" in able:
