@@ -2,6 +2,7 @@
 
     runs/<name>/
       config.yaml  environment.json  data.json     what was asked, on what machine, on which data
+      kernels.json                                 on a GPU: the backends that were tried and taken
       metrics.jsonl  evals.jsonl  samples.jsonl    append-only, one JSON object per line
       checkpoints/  plots/  log.txt  lock
       summary.json  report.md                      written at the end
