@@ -1,5 +1,8 @@
 """Rotary embedding against rotations of complex numbers."""
 
+import contextlib
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -51,3 +54,33 @@ def test_the_dtype_of_the_input_is_kept():
     table = rope_table(torch.arange(2), 2, 1e4, torch.float32)
     y = apply_rope(x, table)
     assert y.dtype == torch.bfloat16 and torch.equal(y[..., 2:], x[..., 2:])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+@pytest.mark.parametrize("has_own_positions", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "rope_dim"), [(8, 8), (16, 4), (10, 6), (64, 64)])
+def test_the_kernel_is_the_definition(
+    monkeypatch, layout, has_own_positions, dtype, width, rope_dim
+):
+    """On parts of a larger tensor, as queries are of a joint product."""
+    if not torch.cuda.is_available():
+        if os.environ.get("TRITON_INTERPRET") != "1":
+            pytest.skip("there is no GPU; TRITON_INTERPRET=1 runs the kernel on a CPU")
+        monkeypatch.setattr(torch.cuda, "device_of", lambda x: contextlib.nullcontext())
+    from mixlab.ops import rope_triton
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 5, width + 2, generator=g).to(device, dtype)[:, :, 1:4, :width]
+    positions = torch.tensor([3, 4, 5, 6, 300], device=device)
+    if has_own_positions:
+        positions = torch.stack([positions, positions + 11])
+    table = rope_table(positions, rope_dim, 100.0, torch.float32)
+    want = apply_rope(x.detach().requires_grad_(), table, layout)  # operation by operation
+    got = rope_triton.turn(x, table.cos, table.sin, interleaved=layout == "interleaved")
+    assert got.dtype == dtype
+    # Both round a float32 result once; a multiply-add may round it the other way.
+    torch.testing.assert_close(got, want.detach(), rtol=1e-2 if dtype.itemsize == 2 else 1e-5,
+                               atol=1e-5)  # fmt: skip
