@@ -1,5 +1,6 @@
 """What this machine has, and what is missing for what."""
 
+import os
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -120,7 +121,9 @@ def _flash_qla_row(device: torch.device) -> Finding:
     if "flash_qla" not in INSTALLED:
         return ("flash-qla", "missing", f"{purpose}: pip install flash-qla tilelang")
     reason = obstacle("flash_qla", device, torch.bfloat16, 128, 128)
-    return ("flash-qla", version("flash-qla"), purpose if reason is None else reason)
+    kept = os.environ.get("TILELANG_CACHE_DIR", "~/.tilelang/cache")
+    works = f"{purpose}; compiled at first use, minutes in all, and kept in {kept}"
+    return ("flash-qla", version("flash-qla"), works if reason is None else reason)
 
 
 def _delta_rule_row(device: torch.device, width: int) -> Finding:
