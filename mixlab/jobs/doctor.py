@@ -123,7 +123,8 @@ def _flash_qla_row(device: torch.device) -> Finding:
     reason = obstacle("flash_qla", device, torch.bfloat16, 128, 128)
     kept = os.environ.get("TILELANG_CACHE_DIR", "~/.tilelang/cache")
     works = f"{purpose}; compiled at first use, minutes in all, and kept in {kept}"
-    return ("flash-qla", version("flash-qla"), works if reason is None else reason)
+    found = _extra_row("flash_qla", "flash-qla", "", "")[1]
+    return ("flash-qla", found, works if reason is None else reason)
 
 
 def _delta_rule_row(device: torch.device, width: int) -> Finding:
