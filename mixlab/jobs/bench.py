@@ -22,6 +22,8 @@ from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.memory import fit_memory, told_of_memory
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import ready_model
+from mixlab.nn.recursion.whole_row import row_backend
+from mixlab.nn.sequence_mixers.attention import AttentionConfig
 from mixlab.parallel import ALONE, World
 from mixlab.training import phases
 from mixlab.training.generators import seed_rank
@@ -47,6 +49,7 @@ class Bench:
     ms: list[float]  # every measured update, nothing in between that waits for the device
     phases: dict[str, float]  # medians of updates that wait after every phase
     tokens_per_s: float  # at the median
+    puzzles_per_s: float | None  # of a refiner: segments of puzzles
     flops_per_token: float
     matmul_flops: float  # measured here: what MFU is a share of
     mfu: float
@@ -148,6 +151,7 @@ class Timing:
         by_phase = self._updates.phased(N_PHASED)
         kernels = kernel_times(self._updates.once, hardware.device)
         tokens, median_s = config.tokens_per_step, statistics.median(times)
+        is_text = isinstance(config, RunConfig)
         flops = self._kind.flops_per_token(config)
         rate = measure_matmul_flops(hardware.device, hardware.compute_dtype)
         peak = torch.cuda.max_memory_allocated(hardware.device) if self._is_cuda else None
@@ -162,6 +166,7 @@ class Timing:
             ms=[1000 * s for s in times],
             phases=by_phase,
             tokens_per_s=tokens / median_s,
+            puzzles_per_s=None if is_text else config.train.batch_size / median_s,
             flops_per_token=flops,
             matmul_flops=rate,
             mfu=flops * tokens / median_s / (rate * hardware.world.size),
@@ -286,7 +291,8 @@ def rows(found: Bench) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
     device = found.device.get("device_name") or found.device["device"]
     facts = [
         ("device", f"{device}, {found.precision}"),
-        ("speed", f"{units.count(found.tokens_per_s)} tokens/s"),
+        ("speed", f"{units.count(found.tokens_per_s)} tokens/s" if found.puzzles_per_s is None else
+                  f"{units.count(found.puzzles_per_s)} puzzles/s, a segment each"),
         ("one update", f"{found.median_ms:.1f} ms ({low:.1f} to {high:.1f} in {len(found.ms)}), "
                        f"{found.tokens_per_update:,} tokens"),
         ("phases", ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.phases.items())),
@@ -320,9 +326,13 @@ def _n_graphs() -> int:
 
 def backends(config: AnyRunConfig, hardware: Hardware) -> list[str]:
     """What runs each kind of layer, such as "linear: gated_deltanet by fla", and what was tried."""
-    if not isinstance(config, RunConfig):
-        return []
     dtype = hardware.compute_dtype or torch.float32
+    if not isinstance(config, RunConfig):
+        model, mixer = config.model, config.model.block.sequence_mixer
+        if not isinstance(mixer, AttentionConfig):
+            return []
+        n_positions = model.length + model.num_registers
+        return [f"attention by {row_backend(mixer, n_positions, hardware.device, dtype)}"]
     lines = []
     for name, block in config.model.blocks.items():
         for mixer in (block.sequence_mixer, block.channel_mixer):

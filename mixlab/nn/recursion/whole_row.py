@@ -43,7 +43,7 @@ class WholeRowAttention(Attention):
 
     def forward(self, x: Tensor, state: None = None, packing: Packing | None = None) -> MixerOutput:
         x = autocast_once(x)
-        if not self._fits_one_kernel(x):
+        if row_backend(self.cfg, x.shape[1], x.device, x.dtype) != "rows":
             return super().forward(x, state, packing)
         weights = [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
         qkv = F.linear(x, torch.cat(weights)).unflatten(-1, (3, self.cfg.n_heads, -1))
@@ -53,18 +53,21 @@ class WholeRowAttention(Attention):
         )  # fmt: skip
         return MixerOutput(self.o_proj(o.flatten(-2)), None)
 
-    def _fits_one_kernel(self, x: Tensor) -> bool:
-        cfg = self.cfg
-        is_plain = (
-            cfg.backend == "auto"
-            and cfg.kv_heads == cfg.n_heads
-            and cfg.rope_dim in (0, cfg.head_dim)
-            and cfg.qk_norm == "none"
-            and not cfg.output_gate
-            and not cfg.bias
-        )
-        found = obstacle(x.device, x.dtype, length=x.shape[1], head_dim=cfg.head_dim)
-        return is_plain and found is None
+
+def row_backend(cfg: AttentionConfig, length: int, device: torch.device, dtype: torch.dtype) -> str:
+    """What runs attention in rows of `length`, where the config leaves it open: `rows`, the one
+    kernel of ops/row_attention, if that fits, else `sdpa`."""
+    if cfg.backend != "auto":
+        return cfg.backend
+    is_plain = (
+        cfg.kv_heads == cfg.n_heads
+        and cfg.rope_dim in (0, cfg.head_dim)
+        and cfg.qk_norm == "none"
+        and not cfg.output_gate
+        and not cfg.bias
+    )
+    found = obstacle(device, dtype, length=length, head_dim=cfg.head_dim)
+    return "rows" if is_plain and found is None else "sdpa"
 
 
 def check_whole_row(cfg: SequenceMixerConfig, d_model: int) -> None:

@@ -84,7 +84,7 @@ def _probabilities(qa, qb, ka, kb, is_key, scale_log2):
 
 
 @triton.jit
-def _forward_kernel(
+def row_attention_forward(
     qkv,  # (B, T, 3, H, K)
     cosines,  # (T, K / 2) float32
     sines,
@@ -115,7 +115,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def row_attention_backward(
     qkv,  # (B, T, 3, H, K)
     cosines,  # (T, K / 2) float32
     sines,
@@ -158,7 +158,7 @@ def run_forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, scale: floa
     """(B, T, H, K) of (B, T, 3, H, K); see `row_attention`."""
     n, length, _, n_heads, width = qkv.shape
     out = qkv.new_empty(n, length, n_heads, width)
-    _forward_kernel[(n * n_heads,)](
+    row_attention_forward[(n * n_heads,)](
         qkv, cos, sin, out, scale * math.log2(math.e),
         **(shape := _shape(qkv, cos)), BLOCK_Q=min(BLOCK_Q, shape["BLOCK_T"]), num_warps=4,
     )  # fmt: skip
@@ -171,7 +171,7 @@ def run_backward(
     """(B, T, 3, H, K), the gradient of qkv."""
     n, _, _, n_heads, width = qkv.shape
     d_qkv = torch.empty_like(qkv)
-    _backward_kernel[(n * n_heads,)](
+    row_attention_backward[(n * n_heads,)](
         qkv, cos, sin, d_out, d_qkv, scale, scale * math.log2(math.e),
         **_shape(qkv, cos), num_warps=4 if width <= 64 else 8,  # what the registers hold
     )  # fmt: skip

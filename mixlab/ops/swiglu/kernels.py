@@ -30,7 +30,7 @@ def _places(N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(gate_up, out, N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def swiglu_forward(gate_up, out, N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     place, gate_place, exists = _places(N, F, ROWS, COLUMNS)
     gate = tl.load(gate_up + gate_place, mask=exists).to(tl.float32)
     up = tl.load(gate_up + gate_place + F, mask=exists).to(tl.float32)
@@ -39,7 +39,7 @@ def _forward_kernel(gate_up, out, N, F: tl.constexpr, ROWS: tl.constexpr, COLUMN
 
 
 @triton.jit
-def _backward_kernel(
+def swiglu_backward(
     d_out, gate_up, d_gate_up, N, F: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     place, gate_place, exists = _places(N, F, ROWS, COLUMNS)
@@ -53,7 +53,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _product_kernel(
+def swiglu_product(
     x,  # descriptor of (N, D)
     weight,  # descriptor of (2 F, D)
     out,  # descriptor of (N, F)
@@ -83,7 +83,7 @@ def run_forward(gate_up: Tensor) -> Tensor:
     n_out = gate_up.shape[-1] // 2
     out = gate_up.new_empty(*gate_up.shape[:-1], n_out)
     n_rows = out.numel() // n_out
-    _forward_kernel[_grid(n_rows, n_out)](gate_up, out, n_rows, n_out, ROWS, COLUMNS, num_warps=4)
+    swiglu_forward[_grid(n_rows, n_out)](gate_up, out, n_rows, n_out, ROWS, COLUMNS, num_warps=4)
     return out
 
 
@@ -92,7 +92,7 @@ def run_backward(d_out: Tensor, gate_up: Tensor) -> Tensor:
     n_out = d_out.shape[-1]
     n_rows = d_out.numel() // n_out
     d_gate_up = torch.empty_like(gate_up)
-    _backward_kernel[_grid(n_rows, n_out)](
+    swiglu_backward[_grid(n_rows, n_out)](
         d_out, gate_up, d_gate_up, n_rows, n_out, ROWS, COLUMNS, num_warps=4
     )
     return d_gate_up
@@ -103,7 +103,7 @@ def run_product(x: Tensor, weight: Tensor) -> Tensor:
     (n_rows, width), n_out = x.shape, len(weight) // 2
     out = x.new_empty(n_rows, n_out)
     n_programs = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count
-    _product_kernel[(n_programs,)](
+    swiglu_product[(n_programs,)](
         TensorDescriptor.from_tensor(x, [BLOCK_N, BLOCK_D]),
         TensorDescriptor.from_tensor(weight, [BLOCK_F, BLOCK_D]),
         TensorDescriptor.from_tensor(out, [BLOCK_N, BLOCK_F]),
