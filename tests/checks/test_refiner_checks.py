@@ -120,8 +120,8 @@ class OtherTraining(RefinerContext):
 
 
 class KeepsNoState(Refinement):
-    def _admit(self, position):
-        return self.fresh(position)._replace(inputs=super()._admit(position).inputs)
+    def _admit(self, examples):
+        return self._begun(examples)._replace(inputs=super()._admit(examples).inputs)
 
 
 class LearnsItsInput(Refinement):

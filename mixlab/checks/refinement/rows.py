@@ -77,7 +77,8 @@ def check_carry(context: RefinerContext) -> Finding:
     halted = torch.arange(N_ROWS) % 2 == 0
     marked = before._replace(z_H=before.z_H + 1, steps=before.steps + 1, halted=halted)
     objective.carry = marked
-    after, new = objective._admit(N_ROWS), objective.fresh(N_ROWS)
+    examples = objective._ahead.take(N_ROWS)
+    after, new = objective._admit(examples), objective.fresh(N_ROWS)
     kept = all(torch.equal(a[~halted], b[~halted]) for a, b in zip(after, marked, strict=True))
     replaced = all(torch.equal(a[halted], b[halted]) for a, b in zip(after, new, strict=True))
     good = kept and replaced
