@@ -18,14 +18,16 @@ _KINDS = (
                          r"|^(prepare|scan_states|scan_gradients|scan_outputs|score_gradients|"
                          r"key_gradients|sum_parts)$"),
     ("attention", r"flash|fmha|attention|sdpa"),
-    ("matrix products", r"swiglu_product|gemm|nvjet|cutlass|matmul|::mm|addmm|::bmm|baddbmm|linear|xmma|splitk"),
+    ("matrix products", r"gemm|nvjet|cutlass|matmul|::mm|addmm|::bmm|baddbmm|linear|xmma|splitk"
+                        r"|swiglu_product"),
     ("convolution", r"conv"),
     ("cross-entropy", r"softmax|nll|cross_entropy|logsumexp|_nats_kernel|_score_kernel"),
     ("norm", r"norm"),
     ("experts' sorting", r"sort|histogram|bincount|scan|index_select|index_put|scatter|gather"),
     ("embedding", r"embedding"),
     ("copies and casts", r"copy|memcpy|memset|cat|fill|_to_copy|contiguous"),
-    ("elementwise", r"elementwise|vectorized|reduce|mul|add|silu|swiglu|sigmoid|exp|where|sum|pow|rsqrt"),
+    ("elementwise", r"elementwise|vectorized|reduce|mul|add|silu|sigmoid|exp|where|sum|pow|rsqrt"
+                    r"|swiglu"),
 )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ class Sleeper:
 
 
 def test_phases_are_told_apart():
-    optimizer = SimpleNamespace(step=lambda factor: time.sleep(0.016), zero_grad=lambda: None)
+    optimizer = SimpleNamespace(step=lambda *given: time.sleep(0.016), zero_grad=lambda: None)
     config = SimpleNamespace(train=SimpleNamespace(max_grad_norm=None))
     hardware = Hardware(torch.device("cpu"), "fp32")
     found = benches._Updates(Sleeper(), optimizer, config, hardware).phased(5)
