@@ -1,7 +1,7 @@
 """`mixlab eval`: what a trained model scores, with standard errors and levels of guessing."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,6 @@ from mixlab.core import units
 from mixlab.core.errors import LabError
 
 if TYPE_CHECKING:
-    from mixlab.jobs.evaluation.bench import Part
     from mixlab.jobs.evaluation.run import PartResult
 
 COLUMNS = ("task", "metric", "value", "standard error", "n", "chance")
@@ -77,37 +76,19 @@ def eval_(
 
     tune_process()
     from mixlab.cli.screen import open_screen, print_table
-    from mixlab.core.config import decode
-    from mixlab.jobs.evaluation import memory, parts
+    from mixlab.jobs.evaluation.choice import chosen_parts
 
-    wanted: list[tuple[type[Part], dict[str, Any]]] = []
-    if loss:
-        wanted.append((parts.LossPart, {"n_tokens": n_tokens}))
-    for path in text or []:
-        wanted.append((parts.TextPart, {"path": path, "window": window}))
-    for path in choices or []:
-        wanted.append((parts.ChoicesPart, {"path": path, "limit": limit}))
-    counted = {"seed": seed} if n is None else {"seed": seed, "n": n}
-    if recall:
-        wanted.append((memory.RecallPart, {"pairs": _numbers("pairs", pairs), **counted}))
-    if needle:
-        where = {} if lengths is None else {"lengths": _numbers("lengths", lengths)}
-        wanted.append((memory.NeedlePart, {**where, **counted}))
-    for task in filter(None, (tasks or "").split(",")):
-        settings = {"task": task.strip(), "task_dir": task_dir, "n_fewshot": fewshot}
-        settings |= {"limit": limit, "download": download, "seed": seed}
-        wanted.append((parts.HarnessPart, settings))
-    if not wanted:
-        raise LabError(
-            "--no-loss without --text, --choices, --tasks, --recall or --needle leaves nothing to "
-            "measure. Name one of them."
-        )
-    decoded = [decode(cls, _plain(settings)) for cls, settings in wanted]
+    wanted = chosen_parts(
+        loss=loss, text=text or [], choices=choices or [], tasks=_listed(tasks), recall=recall,
+        needle=needle, n_tokens=n_tokens, window=window, limit=limit,
+        pairs=_numbers("pairs", pairs), lengths=_numbers("lengths", lengths), n=n, seed=seed,
+        task_dir=task_dir, fewshot=fewshot, download=download,
+    )  # fmt: skip
     with open_screen() as screen:
         from mixlab.jobs.evaluation.run import evaluate_run
 
         results = evaluate_run(
-            run, decoded, checkpoint=checkpoint, again=again, screen=screen,
+            run, wanted, checkpoint=checkpoint, again=again, screen=screen,
             tell=lambda result: screen.note(_told(result)),
         )  # fmt: skip
     print_table(COLUMNS, [row for result in results for row in _rows(result)])
@@ -115,15 +96,15 @@ def eval_(
         typer.echo(note, err=True)
 
 
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: str(value) if isinstance(value, Path) else value for key, value in settings.items()
-    }
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
-def _numbers(name: str, text: str) -> list[int]:
+def _numbers(name: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
     try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
+        numbers = [int(part) for part in _listed(text)]
     except ValueError:
         numbers = []
     if not numbers:

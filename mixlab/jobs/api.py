@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixlab.core.config import merge, read_yaml
 from mixlab.core.errors import LabError, RunError
@@ -18,7 +18,13 @@ from mixlab.jobs.refine.trained import TrainedSolver, open_refiner
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.trained import TrainedModel, open_trained, sampling_of
 
+if TYPE_CHECKING:
+    from mixlab.jobs.evaluation.run import PartResult
+
 __all__ = ["Run", "RunConfig", "open_run", "recipe", "train"]
+
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
+"""One, or several."""
 
 
 def recipe(name_or_file: str | Path, /, **overrides: Any) -> AnyRunConfig:
@@ -220,6 +226,50 @@ class Run:
             exit_threshold=exit_threshold, all_steps=all_steps, num_rollouts=num_rollouts,
             seed=seed, with_film=steps,
         )  # fmt: skip
+
+    def evaluate(
+        self,
+        *,
+        loss: bool = True,
+        text: Paths = (),
+        choices: Paths = (),
+        tasks: Paths = (),
+        recall: bool = False,
+        needle: bool = False,
+        n_tokens: int = 1_000_000,
+        window: int | None = None,
+        limit: int | None = None,
+        pairs: Sequence[int] | None = None,
+        lengths: Sequence[int] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        task_dir: str | PathLike[str] | None = None,
+        fewshot: int | None = None,
+        download: bool = False,
+        checkpoint: str | int = "best",
+        again: bool = False,
+        screen: Screen | None = None,
+    ) -> "list[PartResult]":
+        """Measure the model as `mixlab eval` does, into the run folder; one result for each part.
+
+        Parts are the loss on validation and test text (up to `n_tokens` of each); bits per byte of
+        the files in `text`, in windows of `window` tokens; questions in the .jsonl files of
+        `choices`; `tasks` of lm-evaluation-harness; associative `recall` of so many `pairs`; and
+        `needle`s in prompts of `lengths` tokens. `limit` takes the first questions, `n` is rows or
+        needles. What was measured before is read from its file, unless `again`.
+
+        Raises:
+            LabError: no such file or task, a setting out of range, or a run that writes no text.
+        """
+        from mixlab.jobs.evaluation.choice import chosen_parts
+        from mixlab.jobs.evaluation.run import evaluate_run
+
+        parts = chosen_parts(
+            loss=loss, text=text, choices=choices, tasks=tasks, recall=recall, needle=needle,
+            n_tokens=n_tokens, window=window, limit=limit, pairs=pairs, lengths=lengths, n=n,
+            seed=seed, task_dir=task_dir, fewshot=fewshot, download=download,
+        )  # fmt: skip
+        return evaluate_run(self.path, parts, checkpoint=checkpoint, again=again, screen=screen)
 
     def tune(
         self,

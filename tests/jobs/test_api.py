@@ -52,3 +52,35 @@ def test_a_report_that_is_not_written(run):
     run.path.joinpath("report.md").unlink(missing_ok=True)
     with pytest.raises(RunError, match="has no report yet"):
         _ = run.report
+
+
+def test_what_a_model_scores(run, lab, quiet):
+    (lab / "text.txt").write_text("abc def\n" * 30)
+    loss, text = run.evaluate(n_tokens=256, text=lab / "text.txt", checkpoint="last", screen=quiet)
+    scores = {(score.task, score.metric): score for score in loss.scores}
+    assert scores["validation", "loss_nats"].value == pytest.approx(
+        run.summary["final"]["loss_nats"], rel=1e-6
+    )
+    assert [score.task for score in text.scores] == ["text.txt", "text.txt"]
+    assert text.path.parent.parent.parent == run.path and text.is_new
+    again = run.evaluate(loss=False, text=[str(lab / "text.txt")], checkpoint=6, screen=quiet)
+    assert [part.scores for part in again] == [text.scores] and not again[0].is_new
+    (recall,) = run.evaluate(loss=False, recall=True, pairs=(4,), n=2, screen=quiet)
+    assert {score.task for score in recall.scores} == {"recall, 4 pairs"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss": False}, "leaves nothing to measure"),
+        ({"text": 5}, "text = 5: expected a file"),
+        ({"n_tokens": 0}, "n_tokens = 0"),
+        ({"recall": True, "pairs": [0]}, "pairs"),
+        ({"loss": False, "text": "none.txt"}, "none.txt"),
+        ({"checkpoint": 77}, "checkpoint = 77"),
+    ],
+    ids=str,
+)
+def test_evaluations_that_cannot_be(settings, message, run, quiet):
+    with pytest.raises(LabError, match=message):
+        run.evaluate(**settings, screen=quiet)

@@ -1,0 +1,79 @@
+"""What of a run is to be measured, from the settings that a user gives in words."""
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Any
+
+from mixlab.core.config import decode
+from mixlab.core.errors import LabError
+from mixlab.jobs.evaluation import memory, parts
+from mixlab.jobs.evaluation.bench import Part
+
+PathText = str | PathLike[str]
+
+
+def chosen_parts(
+    *,
+    loss: bool = True,
+    text: Sequence[PathText] = (),
+    choices: Sequence[PathText] = (),
+    tasks: Sequence[PathText] = (),
+    recall: bool = False,
+    needle: bool = False,
+    n_tokens: int = 1_000_000,
+    window: int | None = None,
+    limit: int | None = None,
+    pairs: Sequence[int] | None = None,
+    lengths: Sequence[int] | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    task_dir: PathText | None = None,
+    fewshot: int | None = None,
+    download: bool = False,
+) -> list[Part]:
+    """The parts of an evaluation in the order in which they are measured; see `Run.evaluate`.
+
+    Raises:
+        LabError: a setting out of range, or nothing is asked for.
+    """
+    counted = {"seed": seed} | _given(n=n)
+    wanted: list[tuple[type[Part], dict[str, Any]]] = []
+    if loss:
+        wanted.append((parts.LossPart, {"n_tokens": n_tokens}))
+    for path in _several("text", text):
+        wanted.append((parts.TextPart, {"path": path, "window": window}))
+    for path in _several("choices", choices):
+        wanted.append((parts.ChoicesPart, {"path": path, "limit": limit}))
+    if recall:
+        wanted.append((memory.RecallPart, counted | _given(pairs=pairs)))
+    if needle:
+        wanted.append((memory.NeedlePart, counted | _given(lengths=lengths)))
+    for task in _several("tasks", tasks):
+        folder = None if task_dir is None else fspath(task_dir)
+        settings = {"task": task, "task_dir": folder, "n_fewshot": fewshot}
+        settings |= {"limit": limit, "download": download, "seed": seed}
+        wanted.append((parts.HarnessPart, settings))
+    if not wanted:
+        raise LabError(
+            "no loss without text, choices, tasks, recall or needle leaves nothing to measure. "
+            "Name one of them."
+        )
+    return [decode(cls, settings) for cls, settings in wanted]
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Those that are not left to the part."""
+    return {
+        key: value if isinstance(value, int) else list(value)
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+def _several(name: str, given: Any) -> list[str]:
+    """Paths or names as texts; one by itself counts as one."""
+    several = [given] if isinstance(given, str | PathLike) else given
+    try:
+        return [fspath(one) for one in several]
+    except TypeError:
+        raise LabError(f"{name} = {given!r}: expected a file, or a list of files.") from None
