@@ -7,10 +7,9 @@ and the loss. A new way of training is one more objective, never one more loop.
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from mixlab.parallel.shards import own_rows, total_norm
+from mixlab.parallel.shards import total_norm
 from mixlab.training import phases
 from mixlab.training.optimizers.base import Optimizer
 
@@ -66,9 +65,8 @@ def update(
     phases.begin("data")
     metrics = objective.accumulate(position)
     phases.begin("optimizer")
-    if max_grad_norm is not None:
-        clip_gradients(objective.model, max_grad_norm, metrics.grad_norm)
-    optimizer.step(lr_factor)
+    clip = None if max_grad_norm is None else clip_factor(metrics.grad_norm, max_grad_norm)
+    optimizer.step(lr_factor, clip)
     objective.after_update()
     optimizer.zero_grad()
     phases.begin("end")
@@ -80,8 +78,6 @@ def total_grad_norm(model: nn.Module) -> Tensor:
     return total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
-def clip_gradients(model: nn.Module, max_norm: float, norm: Tensor) -> None:
-    """Scale all gradients down by one factor, so that their `norm` becomes at most `max_norm`."""
-    own = [own_rows(p.grad) for p in model.parameters() if p.grad is not None]
-    if own:
-        torch._foreach_mul_(own, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of L2 norm `norm` are multiplied by, so that it becomes at most `max_norm`."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)

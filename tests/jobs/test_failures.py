@@ -126,8 +126,8 @@ def poison(session, at_step):
     step = session.optimizer.step
     n = [0]
 
-    def poisoned(factor):
-        step(factor)
+    def poisoned(*args):
+        step(*args)
         n[0] += 1
         if n[0] == at_step - 1:
             with torch.no_grad():

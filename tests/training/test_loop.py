@@ -92,7 +92,7 @@ def run():
                 pass
 
         class Optimizer:
-            def step(self, lr_factor):
+            def step(self, lr_factor, clip=None):
                 factors.append(lr_factor)
 
             def zero_grad(self):

@@ -117,10 +117,10 @@ def test_clipping_scales_the_whole_gradient():
         def __init__(self, model):
             self.model = model
 
-        def step(self, factor):
+        def step(self, factor, clip):
             with torch.no_grad():
                 for p in self.model.parameters():
-                    p -= factor * p.grad
+                    p -= factor * clip * p.grad
 
         def zero_grad(self):
             self.model.zero_grad(set_to_none=True)

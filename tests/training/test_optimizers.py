@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.core.config import Config, decode, to_tree
-from mixlab.core.errors import CheckpointError
+from mixlab.core.errors import BackendError, CheckpointError
 from mixlab.training.optimizers import OPTIMIZERS, AdamWConfig, MuonConfig
 from mixlab.training.optimizers.groups import decays, is_hidden_matrix
 from mixlab.training.optimizers.muon import orthogonalise
@@ -249,3 +249,10 @@ def test_optimizers_are_chosen_by_kind_and_round_trip() -> None:
     holder = decode(Holder, tree)
     assert holder.optimizer.rest.betas == (0.8, 0.9)
     assert decode(Holder, to_tree(holder)) == holder
+
+
+def test_a_kernel_that_was_asked_for_by_name_is_never_swapped() -> None:
+    with pytest.raises(BackendError, match=r"'triton' cannot run: the device is 'cpu'"):
+        AdamWConfig(backend="triton").build(parameters().items())
+    with pytest.raises(BackendError, match="triton"):
+        MuonConfig(rest={"backend": "triton"}).build(parameters().items())

@@ -22,10 +22,11 @@ class Optimizer(ABC):
         self._parameters = list(parameters)
 
     @abstractmethod
-    def step(self, lr_factor: float) -> None:
+    def step(self, lr_factor: float, clip: Tensor | None = None) -> None:
         """One update with every learning rate at `lr_factor` times its peak.
 
-        A parameter without a gradient stays as it is, and so does its state.
+        `clip` is a scalar on the device: all gradients are taken times it. A parameter without a
+        gradient stays as it is, and so does its state.
         """
 
     @abstractmethod
@@ -56,6 +57,13 @@ class OptimizerConfig(Config):
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         """The optimizer for these parameters, which must be on their device already."""
         raise NotImplementedError
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor | None) -> None:
+    """Multiply all gradients, this rank's rows of sharded ones, by a scalar; None: leave them."""
+    own = [own_rows(p.grad) for p in parameters if p.grad is not None]
+    if own and factor is not None:
+        torch._foreach_mul_(own, factor)
 
 
 def copy_exactly(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mixlab.parallel.shards import all_rows, is_sharded, own_rows, rows_for, same_rows
 from mixlab.training.optimizers.adamw import AdamW, AdamWConfig
-from mixlab.training.optimizers.base import Optimizer, OptimizerConfig
+from mixlab.training.optimizers.base import Optimizer, OptimizerConfig, scale_gradients
 from mixlab.training.optimizers.groups import NamedParameter, is_hidden_matrix, trainable
 
 # The quintic's coefficients: the steepest slope at 0 that keeps singular values near 1.
@@ -83,13 +83,14 @@ class Muon(Optimizer):
         self._buckets = _buckets(matrices)
 
     @torch.no_grad()
-    def step(self, lr_factor: float) -> None:
+    def step(self, lr_factor: float, clip: Tensor | None = None) -> None:
+        scale_gradients([item.parameter for bucket in self._buckets for item in bucket], clip)
         for bucket in self._buckets:
             with_grad = [item for item in bucket if item.parameter.grad is not None]
             if with_grad:
                 self._update(with_grad, self._cfg.lr * lr_factor)
         if self._rest is not None:
-            self._rest.step(lr_factor)
+            self._rest.step(lr_factor, clip)
 
     def _update(self, bucket: Sequence[NamedParameter], lr: float) -> None:
         """One update of parameters that share the shape of their matrices, dtype and device.
