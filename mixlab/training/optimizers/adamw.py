@@ -39,7 +39,7 @@ class AdamWConfig(OptimizerConfig):
     """Decoupled decay of the matrices, per unit of learning rate."""
     backend: Backend = "auto"
     """Kernel: fused is torch's; triton takes all parameters and the clipping of gradients in one
-    launch on a GPU; auto: triton where it can run."""
+    launch on a GPU; auto: fused."""
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> "AdamW":
         return AdamW(self, trainable(named_parameters))
@@ -125,7 +125,7 @@ def takes(backend: Backend, parameter: Tensor) -> bool:
     Raises:
         BackendError: it was asked for by name, and there is no GPU or no Triton.
     """
-    if backend == "fused":
+    if backend in ("auto", "fused"):
         return False
     can_run = parameter.device.type == "cuda" and find_spec("triton") is not None
     if backend == "triton" and not can_run:
