@@ -25,7 +25,7 @@ def _angles(cosines, sines, positions, T, HALF: tl.constexpr, TURNS: tl.constexp
         is_row = (positions < T)[:, None]
         cos = tl.load(cosines + place, mask=is_row, other=0.0)
         sin = tl.load(sines + place, mask=is_row, other=0.0)
-        return cos, sin
+        return cos.to(tl.float32), sin.to(tl.float32)
     else:
         return 0.0, 0.0
 
