@@ -18,7 +18,7 @@ SHAPES = {
     "moe": ["model.n_layers=2", "model.dropout=0"],
     "hybrid-sparse-17": [
         "model.d_model=256", "model.n_layers=4", "model.pattern.at=[2]",
-        "model.blocks.linear={sequence_mixer: {n_heads: 2, head_dim: 128}, "
+        "model.blocks.linear={sequence_mixer: {n_heads: 2, head_dim: 128, backend: triton}, "
         "channel_mixer: {d_ff: 512}}",
         "model.blocks.full={sequence_mixer: {n_heads: 4, head_dim: 64}, "
         "channel_mixer: {d_ff: 512}}",
