@@ -4,7 +4,7 @@
     python benchmarks/gpu_training.py --only hybrid moe/mixlab --rounds 5
     python benchmarks/gpu_training.py --first-step           # time to the first update instead
     python benchmarks/gpu_training.py --json OUT.json
-    python benchmarks/gpu_training.py --readme OUT.json      # put a finished run into the README
+    python benchmarks/gpu_training.py --readme OUT.json ...  # put finished runs into the README
 
 Every contender trains the same shape on the same number of random tokens with fused AdamW and
 gradient clipping, without dropout or router noise. Each has a process of its own, so that one that
@@ -195,8 +195,8 @@ def machine() -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    if args.readme is not None:
-        write_tables(README, json.loads(args.readme.read_text()))
+    if args.readme:
+        write_tables(README, [json.loads(path.read_text()) for path in args.readme])
         return 0
     try:
         pairs = chosen(args.only, peers=args.peers, extras=args.all, tiny=args.tiny)

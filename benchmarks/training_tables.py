@@ -104,7 +104,7 @@ def _contenders(found: Found) -> str:
             row.get("error", ""),
         ])  # fmt: skip
     header = ["work", "contender", "params M", "ms per update (rounds)", "tokens/s", "MFU",
-              "peak GiB", "first update s", "error"]  # fmt: skip
+              "GiB", "first update s", "error"]  # fmt: skip
     return _table(header, lines, right={2, 3, 4, 5, 6, 7})
 
 
@@ -131,15 +131,32 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_tables(readme: Path, found: Found) -> None:
-    """Replace what stands between the two marks of this kind of run.
+def write_tables(readme: Path, runs: Sequence[Found]) -> None:
+    """Replace what stands between the marks of every kind of run that there is one of.
+
+    Several runs of a kind, of different workloads each, are put together.
 
     Raises:
-        ValueError: the file has no such marks.
+        ValueError: the file has no such marks, or two runs measured the same.
     """
-    kind = found["kind"]
-    text = speed_tables(found) if kind == SPEEDS else first_step_table(found)
-    readme.write_text(between_marks(readme.read_text(), kind, text))
+    page = readme.read_text()
+    for kind, tables in ((SPEEDS, speed_tables), (FIRST_STEPS, first_step_table)):
+        if of_kind := [run for run in runs if run["kind"] == kind]:
+            page = between_marks(page, kind, tables(joined(of_kind)))
+    readme.write_text(page)
+
+
+def joined(runs: Sequence[Found]) -> Found:
+    """Runs on the same kind of machine as one, workloads in their usual order."""
+    order = [workload.key for workload in WORKLOADS]
+    rows = sorted((row for run in runs for row in run["rows"]),
+                  key=lambda row: order.index(row["workload"]))  # fmt: skip
+    names = [(row["workload"], row["contender"]) for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"measured twice: {sorted({n for n in names if names.count(n) > 1})}")
+    rates = [run["matmul_flops"] for run in runs]
+    commands = "`, `".join(run["command"] for run in runs)
+    return runs[0] | {"rows": rows, "matmul_flops": statistics.mean(rates), "command": commands}
 
 
 def between_marks(page: str, kind: str, text: str) -> str:

@@ -140,6 +140,17 @@ def test_the_tables(benchmark):
     assert "torch 2.11. `python it`" in text
 
 
+def test_runs_of_several_workloads_make_one_table(benchmark):
+    tables = benchmark("training_tables")
+    other = found() | {"command": "python that", "matmul_flops": 600e12}
+    other["rows"] = [row | {"workload": "published"} for row in other["rows"]]
+    both = tables.joined([found(), other])
+    assert [row["workload"] for row in both["rows"]] == ["published"] * 3 + ["hybrid"] * 3
+    assert both["matmul_flops"] == 700e12 and both["command"] == "python it`, `python that"
+    with pytest.raises(ValueError, match="measured twice"):
+        tables.joined([found(), found()])
+
+
 def test_a_table_replaces_the_one_before_it(benchmark):
     tables = benchmark("training_tables")
     page = "# Title\n<!-- a -->\nold\n<!-- end of a -->\nrest\n"
