@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from mixlab.core.config import Config
 from mixlab.core.errors import Rule
@@ -68,6 +75,14 @@ class TrainConfig(Config):
     """Average the parameters; absent: no average."""
     early_stopping: EarlyStoppingConfig | None = None
     """Stop before the planned length; absent: never."""
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _is_an_amount(cls, value: object) -> object:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value in (None, "auto") or (is_number and 0 < value < float("inf")):
+            return value
+        raise Rule("", value, "auto, a number of GB above 0, or null")
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":

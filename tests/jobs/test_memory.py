@@ -127,6 +127,12 @@ def test_an_update_that_does_not_fit_says_what_to_set(error, train_tiny, lab, mo
     assert summary["status"] == "failed" and summary["error"] == message
 
 
+@pytest.mark.parametrize("value", ["lots", "-3", "0", "true", ".inf", "[1]"])
+def test_what_is_no_amount_is_refused(tiny_recipe, value):
+    with pytest.raises(ConfigError, match=r"^train\.memory = .*: expected auto, a number of GB"):
+        load_config(str(tiny_recipe), [f"train.memory={value}"])
+
+
 def test_a_refiner_says_why_not():
     for key, value in (("memory", "auto"), ("activation_checkpointing", "true")):
         with pytest.raises(ConfigError, match=rf"train\.{key}.*carry belongs to the whole batch"):
