@@ -333,13 +333,13 @@ def backends(config: AnyRunConfig, hardware: Hardware) -> list[str]:
             return []
         n_positions = model.length + model.num_registers
         return [f"attention by {row_backend(mixer, n_positions, hardware.device, dtype)}"]
-    lines = []
+    lines, d_model = [], config.model.d_model
     for name, block in config.model.blocks.items():
         for mixer in (block.sequence_mixer, block.channel_mixer):
             settle = getattr(mixer, "backend_for", None)
             by = settle(hardware.device, dtype) if settle else getattr(mixer, "backend", None)
             if getattr(mixer, "backend", None) == "auto":
-                by = next(iter(preferred_kernels(mixer, hardware.kernels)), by)
+                by = next(iter(preferred_kernels(mixer, d_model, hardware.kernels)), by)
             if by is not None:
                 lines.append(f"{name}: {mixer.kind} by {by}")
     return lines + [verdict.line() for verdict in hardware.kernels]

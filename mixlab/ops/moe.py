@@ -10,6 +10,7 @@ Shapes: N tokens, D width, E experts, k experts per token, F expert width; M = N
         token and chosen expert.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -101,20 +102,35 @@ def experts(
     up: Tensor,  # (E, F, D), or (E, 2 F, D) with the gate's rows first
     down: Tensor,  # (E, D, F)
     activation: Activation,
-    backend: Backend = "grouped",
+    backend: Backend | Literal["auto"] = "auto",
+    preferred: Sequence[str] = (),
 ) -> Tensor:
     """(N, D): every token's chosen experts, weighted and summed.
 
-    `swiglu` is down(silu(gate x) * up x), `silu` is down(silu(up x)).
+    `swiglu` is down(silu(gate x) * up x), `silu` is down(silu(up x)). `auto` is what is `preferred`
+    and can run, else `grouped` where it can, else `loop`.
 
     Raises:
-        BackendError: `grouped` cannot take these widths on a GPU.
+        BackendError: `grouped` was asked for and cannot take these widths on a GPU.
     """
     if torch.is_autocast_enabled(x.device.type):  # grouped products know nothing of autocast
         dtype = torch.get_autocast_dtype(x.device.type)
         x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
+    if backend == "auto":
+        widths = (x.shape[1], up.shape[1], down.shape[2])
+        usable = usable_backends(x.device, x.dtype, widths)
+        backend = next((name for name in usable if name in preferred), usable[0])
     run = _loop if backend == "loop" else _grouped
     return run(x, indices, weights, up, down, activation)
+
+
+def usable_backends(
+    device: torch.device, dtype: torch.dtype, widths: Sequence[int]
+) -> list[Backend]:
+    """The backends that take experts of these widths, the one that `auto` means first."""
+    is_kernel = device.type == "cuda" and dtype == torch.bfloat16
+    fits = not is_kernel or all(width % 8 == 0 for width in widths)
+    return ["grouped", "loop"] if fits else ["loop"]
 
 
 def _activate(h: Tensor, activation: Activation) -> Tensor:

@@ -1,6 +1,7 @@
 """The court around a run: its cases, its file, its cache, and going on with a run."""
 
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ full:
 latent:
   sequence_mixer: {kind: mla, n_heads: 2, kv_lora_rank: 8, qk_nope_head_dim: 4,
                    qk_rope_head_dim: 4, v_head_dim: 6}
-  channel_mixer: {kind: mlp, d_ff: 24}
+  channel_mixer: {kind: moe, n_experts: 4, n_active_experts: 2, d_expert: 8}
 """
 
 
@@ -91,6 +92,15 @@ def test_plain_pytorch_agrees_with_the_definitions(config, kernels_everywhere, p
         assert verdict.chosen == plain.name and plain.agrees, verdict
         assert all("the device is 'cpu'" in kernel.note for kernel in kernels)
         assert 0 <= plain.error < trial.ALLOWED[case.dtype] / 2
+
+
+def test_experts_are_tried_on_a_gpu_only(config):
+    assert not cases.cases_of(config, Hardware(CPU, "bf16"))
+    mixer = config.model.blocks["latent"].channel_mixer
+    case = cases._experts_case(mixer, 16, (torch.bfloat16, 4, 16), CPU)
+    assert case.candidates == ("grouped",)
+    verdict = try_candidates(replace(case, candidates=("grouped", "loop")), CPU)
+    assert verdict.chosen == "grouped" and verdict.candidates[0].error < trial.ALLOWED[case.dtype]
 
 
 def choose(monkeypatch, **chosen):

@@ -9,10 +9,11 @@ from mixlab.jobs.config import AnyRunConfig, RunConfig
 from mixlab.jobs.court.trial import Case, Inputs
 from mixlab.jobs.court.verdicts import Dims
 from mixlab.jobs.device import Hardware
+from mixlab.nn.channel_mixers.moe import MoEConfig
 from mixlab.nn.sequence_mixers.attention import AttentionConfig
 from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
 from mixlab.nn.sequence_mixers.mla import MLAConfig
-from mixlab.ops import attention, causal_conv, cross_entropy, gated_delta_rule
+from mixlab.ops import attention, causal_conv, cross_entropy, gated_delta_rule, moe
 from mixlab.ops.packing import Packing
 
 DOCUMENTS = 3
@@ -35,8 +36,9 @@ def _all_cases(config: RunConfig, hardware: Hardware) -> Iterator[Case]:
     share = len(hardware.world.share(config.train.batch_size))
     size = (dtype, config.train.micro_batch_size or share, config.data.seq_len)
     reads_both_ways = config.data.chat is not None and config.data.chat.prefix_lm
+    d_model = config.model.d_model
     for block in config.model.blocks.values():
-        mixer = block.sequence_mixer
+        mixer, channels = block.sequence_mixer, block.channel_mixer
         if isinstance(mixer, GatedDeltaNetConfig):
             if mixer.conv_size and mixer.conv_backend == "auto":
                 yield _conv_case(mixer, size, device)
@@ -45,7 +47,9 @@ def _all_cases(config: RunConfig, hardware: Hardware) -> Iterator[Case]:
         is_attention = isinstance(mixer, AttentionConfig | MLAConfig)
         if is_attention and mixer.backend == "auto" and not reads_both_ways:
             yield _attention_case(mixer, size, device)
-    yield _loss_case(config.model.vocab_size, config.model.d_model, size, device)
+        if isinstance(channels, MoEConfig) and channels.backend == "auto":
+            yield _experts_case(channels, d_model, size, device)
+    yield _loss_case(config.model.vocab_size, d_model, size, device)
 
 
 Size = tuple[torch.dtype, int, int]  # of activations; rows and tokens of one forward pass
@@ -165,6 +169,44 @@ def _attention_case(cfg: AttentionConfig | MLAConfig, size: Size, device: torch.
 
     usable = attention.usable_backends(device, dtype, k_dim=k_dim, v_dim=v_dim)
     return Case("attention", dims, *size, tuple(usable), "reference", make, run)
+
+
+# --- experts --------------------------------------------------------------------------------------
+
+
+def experts_dims(cfg: MoEConfig, d_model: int) -> Dims:
+    """What tells one set of experts from another."""
+    return {
+        "n_experts": cfg.n_experts, "n_active_experts": cfg.n_active_experts,
+        "d_expert": cfg.d_expert, "d_model": d_model, "activation": cfg.activation,
+    }  # fmt: skip
+
+
+def _experts_case(cfg: MoEConfig, d_model: int, size: Size, device: torch.device) -> Case:
+    dtype, width = size[0], cfg.d_expert
+    up_rows = 2 * width if cfg.activation == "swiglu" else width
+
+    def make(n_rows: int, n_tokens: int, g: torch.Generator) -> Inputs:
+        n = n_rows * n_tokens
+        leaves = {
+            "x": _normal((n, d_model), g).to(dtype),
+            "weights": _uniform((n, cfg.n_active_experts), g),
+            "up": (_normal((cfg.n_experts, up_rows, d_model), g) * d_model**-0.5).to(dtype),
+            "down": (_normal((cfg.n_experts, d_model, width), g) * width**-0.5).to(dtype),
+        }
+        indices = _uniform((n, cfg.n_experts), g).topk(cfg.n_active_experts).indices
+        return Inputs(leaves, given={"indices": indices})
+
+    def run(inputs: Inputs, backend: str) -> tuple[Tensor, ...]:
+        assert inputs.given is not None
+        y = moe.experts(**inputs.leaves, **inputs.given, activation=cfg.activation, backend=backend)
+        return (y,)
+
+    usable = moe.usable_backends(device, dtype, (d_model, up_rows, width))
+    if device.type == "cpu":  # where both are plain PyTorch
+        usable = usable[:1]
+    dims = experts_dims(cfg, d_model)
+    return Case("experts", dims, *size, tuple(usable), "loop", make, run)
 
 
 # --- the loss -------------------------------------------------------------------------------------

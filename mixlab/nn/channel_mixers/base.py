@@ -45,6 +45,9 @@ class ChannelMixerConfig(Config):
 class ChannelMixer(nn.Module):
     """Base of every channel mixer."""
 
+    preferred: tuple[str, ...] = ()
+    """As of a sequence mixer: kernels to take first where the config says `auto`."""
+
     def forward(self, x: Tensor) -> ChannelOutput:
         """(B, T, D) -> (B, T, D), each token by itself."""
         raise NotImplementedError(type(self).__name__)

@@ -29,6 +29,7 @@ from mixlab.ops.moe import (
     count_tokens,
     experts,
     route,
+    usable_backends,
     z_loss,
 )
 
@@ -64,8 +65,9 @@ class MoEConfig(ChannelMixerConfig):
     bias_update_rate: NonNegativeFloat | None = None
     """Step of the selection bias that balances without a loss, per optimizer update; 0 keeps a
     loaded bias as it is; absent: there is no bias."""
-    backend: Backend = "grouped"
-    """How experts run: grouped matrix products, or a loop over experts (the definition)."""
+    backend: Backend | Literal["auto"] = "auto"
+    """How experts run: grouped matrix products, or a loop over experts (the definition). `auto`:
+    grouped, except for widths that its kernel cannot take."""
 
     @model_validator(mode="after")
     def _fits(self) -> "MoEConfig":
@@ -97,6 +99,11 @@ class MoEConfig(ChannelMixerConfig):
                 "n_shared_experts": min(self.n_shared_experts, 2),
             }
         )
+
+    def backend_for(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What will run, in a stream whose width the kernel takes; for the record."""
+        usable = usable_backends(device, dtype, (self.d_expert,))
+        return usable[0] if self.backend == "auto" else self.backend
 
     def build(self, d_model: int) -> "MoE":
         return MoE(self, d_model)
@@ -175,11 +182,13 @@ class Experts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
-    def forward(self, x: Tensor, routing: Routing, backend: Backend) -> Tensor:
+    def forward(
+        self, x: Tensor, routing: Routing, backend: str, preferred: tuple[str, ...] = ()
+    ) -> Tensor:
         up = self.gate_up_proj if self.activation == "swiglu" else self.up_proj
         return experts(
             x=x, indices=routing.indices, weights=routing.weights, up=up, down=self.down_proj,
-            activation=self.activation, backend=backend,
+            activation=self.activation, backend=backend, preferred=preferred,
         )  # fmt: skip
 
 
@@ -233,7 +242,8 @@ class MoE(ChannelMixer):
 
     def forward(self, x: Tensor) -> ChannelOutput:
         routing = self.route(x)
-        y = self.experts(x.reshape(-1, x.shape[-1]), routing, self.cfg.backend).view_as(x)
+        rows = x.reshape(-1, x.shape[-1])
+        y = self.experts(rows, routing, self.cfg.backend, self.preferred).view_as(x)
         if self.shared_experts is not None:
             shared = self.shared_experts(x)
             if self.shared_expert_gate is not None:

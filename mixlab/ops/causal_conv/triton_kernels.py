@@ -46,7 +46,7 @@ def forward(
     parts = [x.new_empty(n_batch, n_tokens, width) for width in widths]
     for start, group, grid in _launches(parts, FORWARD):
         with _on(x):
-            _forward_kernel[grid](
+            _causal_conv_forward[grid](
                 x, weight, reach, *_padded(group), start, *_widths(group),
                 n_tokens, *x.stride()[:2],
                 N_TAPS=weight.shape[1], SILU=silu, IS_PACKED=reach is not None,
@@ -74,7 +74,7 @@ def backward(
     dtaps = x.new_empty(n_batch * n_segments, n_taps, n_channels, dtype=torch.float32)
     for start, group, grid in _launches(dys, BACKWARD):
         with _on(x):
-            _backward_kernel[grid](
+            _causal_conv_backward[grid](
                 x, taps, reach, *_padded(group), dx, dtaps, start, *_widths(group),
                 n_tokens, n_channels, *x.stride()[:2],
                 N_TAPS=n_taps, SILU=silu, IS_PACKED=reach is not None,
@@ -134,7 +134,7 @@ def _place(block, a_ptr, b_ptr, c_ptr, a_width, b_width, c_width, BLOCK: tl.cons
 
 
 @triton.jit
-def _forward_kernel(
+def _causal_conv_forward(
     x_ptr, taps_ptr, reach_ptr, a_ptr, b_ptr, c_ptr,
     start, a_width, b_width, c_width, n_tokens, x_row, x_token,
     N_TAPS: tl.constexpr, SILU: tl.constexpr, IS_PACKED: tl.constexpr,
@@ -184,7 +184,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _causal_conv_backward(
     x_ptr, taps_ptr, reach_ptr, a_ptr, b_ptr, c_ptr, dx_ptr, dtaps_ptr,
     start, a_width, b_width, c_width, n_tokens, n_channels, x_row, x_token,
     N_TAPS: tl.constexpr, SILU: tl.constexpr, IS_PACKED: tl.constexpr,

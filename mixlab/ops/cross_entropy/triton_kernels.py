@@ -13,12 +13,12 @@ def nats_to_gradient(logits: Tensor, targets: Tensor, nats: Tensor, wants_gradie
 
     Rows whose target is negative have neither nats nor gradient.
     """
-    _launch(_nats_kernel, logits, targets, nats, WANTS_GRADIENT=wants_gradient)
+    _launch(_cross_entropy_nats, logits, targets, nats, WANTS_GRADIENT=wants_gradient)
 
 
 def score(logits: Tensor, targets: Tensor, nats: Tensor, is_correct: Tensor) -> None:
     """Fill `nats` (N,) and `is_correct` (N,) bool: no logit, or none before, is as high."""
-    _launch(_score_kernel, logits, targets, nats, is_correct)
+    _launch(_cross_entropy_scores, logits, targets, nats, is_correct)
 
 
 def _launch(kernel, logits: Tensor, targets: Tensor, *outputs: Tensor, **constants) -> None:
@@ -47,7 +47,7 @@ def _log_sum_exp(logits_ptr, n_vocab, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _nats_kernel(
+def _cross_entropy_nats(
     logits_ptr, targets_ptr, nats_ptr, n_vocab, stride,
     WANTS_GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +68,7 @@ def _nats_kernel(
 
 
 @triton.jit
-def _score_kernel(
+def _cross_entropy_scores(
     logits_ptr, targets_ptr, nats_ptr, is_correct_ptr, n_vocab, stride, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0)
