@@ -50,6 +50,7 @@ from mixlab.core.json_files import write_bytes_atomically
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData
 from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.court.session import hold_court
 from mixlab.jobs.device import Hardware, describe, settle_hardware
 from mixlab.jobs.screen import PlainScreen
 from mixlab.jobs.session import open_session, prepare_data, wanted_windows
@@ -248,6 +249,8 @@ def run(name: str, n_steps: int, *, tiny: bool) -> dict[str, Any]:
     config = config_of(n_steps, tiny=tiny)
     data = prepare_data(config, PlainScreen())
     hardware = settle_hardware(config.train)
+    if name == "ours":
+        hardware = hardware._replace(kernels=hold_court(config, hardware, PlainScreen()))
     side = {"ours": Ours, "published": Published}[name](config, data, hardware)
     found = train(side, int(config.train.length.amount), config.eval.every, hardware.device)
     is_cuda = hardware.device.type == "cuda"
