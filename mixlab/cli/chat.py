@@ -137,6 +137,10 @@ def _answer(conversation: "Conversation", text: str) -> bool:
     write("\n")
     if is_stopped():
         _note("Stopped; the answer so far is kept.")
+    elif is_empty and conversation.is_base:
+        _note("To the model the text was complete, so it wrote nothing. Write more of it, or an "
+              "empty line to let it try again.")  # fmt: skip
+        notes.clear()
     elif is_empty:
         _note("The model ended its answer at once.")
     for note in notes:

@@ -151,7 +151,8 @@ def greeting(conversation: Conversation) -> list[str]:
     if conversation.is_base:
         lines.append(
             "This run was trained on plain text: it goes on with what you write, and does not "
-            "answer. An empty line lets it write on. `mixlab sft` tunes a run to answer."
+            "answer. Where a text could end it may write nothing. An empty line lets it write on. "
+            "`mixlab sft` tunes a run to answer."
         )
     else:
         lines.append(

@@ -243,10 +243,14 @@ def _with_weights(
 def _same_data(
     run: RunDir, config: RunConfig, screen: Screen, notes: list[str]
 ) -> PreparedData | None:
-    """The run's text, if it can still be had as it was."""
+    """The run's text, if it can still be had as it was, or the one that it would be trained on."""
     data = prepare_data(at_home(config, run.path), screen)
     recorded = run.read_json("data.json")
     if recorded is None or not changed_facts(recorded, data.manifest):
+        return data
+    if recorded.get("imported") and "content_hash" not in recorded:
+        notes.append("The model was imported and has not been trained here: its weights were "
+                     "checked, with the text that it would be trained on.")  # fmt: skip
         return data
     notes.append("The text has changed since the run: what needs the run's text was left out.")
     return None

@@ -71,7 +71,7 @@ def open_service(
     if not chat.is_tuned:
         notes.append(
             "This is a base model: it goes on with a text as its training text would. A chat gets "
-            "a continuation, not an answer."
+            "a continuation, not an answer, and may get nothing where the text could end."
         )
     service = Service(
         card=_card(run, trained, chat.template.name, chat.is_tuned),

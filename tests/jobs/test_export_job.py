@@ -15,6 +15,7 @@ from mixlab.export.fields import ModelFolderError
 from mixlab.export.stock_files import stock_tensors
 from mixlab.export.verdict import verdict
 from mixlab.export.whole_folder import OutputError
+from mixlab.jobs.check import check
 from mixlab.jobs.export import NoStockHomeError, export_run
 from mixlab.jobs.extend import extend_run
 from mixlab.jobs.import_ import import_checkpoint
@@ -174,6 +175,14 @@ def test_an_imported_run_can_be_trained_on(imported, no_pictures, quiet):
     assert torch.equal(first.norm.weight, last.norm.weight)
     resumed = resume_run(Path("runs/stock"), screen=quiet, command="test")  # in place, from step 0
     assert resumed.status == "finished" and resumed.summary["steps"] == 6
+
+
+def test_an_import_is_checked_as_what_it_is(imported, lab, quiet):
+    report = check(str(imported.run.path), screen=quiet)
+    assert any("imported and has not been trained" in note for note in report.notes)
+    assert not any("has changed" in note for note in report.notes)
+    verdicts = {result.name: result.verdict for result in report.results}
+    assert verdicts["split"] == verdicts["causality"] == "pass"
 
 
 def test_an_altered_file_is_refused_by_name(imported, lab, quiet):
