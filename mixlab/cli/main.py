@@ -101,7 +101,9 @@ def main() -> None:
     except LabError as error:
         command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
         out = sys.__stderr__ if type(error).__name__ == "RankError" else sys.stderr
-        print(f"{' '.join(filter(None, ('mixlab', command)))}: {error}", file=out)
+        print(f"{' '.join(filter(None, ('mixlab', command)))}: {error}", file=out, flush=True)
+        if error.when_told is not None:
+            error.when_told()
         sys.exit(USAGE_ERROR)
     except KeyboardInterrupt:
         print("\nmixlab: stopped.", file=sys.stderr)

@@ -4,9 +4,14 @@ The command line prints these as one paragraph and exits with status 2. Anything
 is a bug in the lab and keeps its traceback.
 """
 
+from collections.abc import Callable
+
 
 class LabError(Exception):
     """Base class of everything a user can cause: one paragraph that names the way out."""
+
+    when_told: Callable[[], None] | None = None
+    """To be called when the user has read it, by whoever shows it."""
 
 
 class ConfigError(LabError):

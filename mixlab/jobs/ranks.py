@@ -1,6 +1,5 @@
 """Join the processes that torchrun has started, and end with them."""
 
-import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -58,13 +57,12 @@ def joined_ranks() -> Iterator[World]:
     try:
         yield world
     except LabError as error:
-        if rank == 0:
-            atexit.register(watch.told)  # when the message is out
-            raise
-        if watch.first_told(_FIRST_SPEAKS_S):
+        if rank and watch.first_told(_FIRST_SPEAKS_S):
             sys.exit(TOLD_STATUS)
-        atexit.register(watch.told)
-        raise RankError(f"rank {rank}: {error}") from None
+        if rank:
+            error = RankError(f"rank {rank}: {error}")
+        error.when_told = watch.told
+        raise error from None
     world.leave()
 
 

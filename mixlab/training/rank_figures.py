@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from mixlab.ops.dtypes import at_least_float32
 from mixlab.parallel import World
 from mixlab.training.objective import StepMetrics
 
@@ -22,7 +23,8 @@ def over_ranks(metrics: StepMetrics, world: World) -> StepMetrics:
     layers = [value for figures in metrics.layers.values() for value in figures.values()]
     pieces = [*sums, *(value / world.size for value in layers)]
     sizes = [piece.numel() for piece in pieces]
-    packed = torch.cat([piece.detach().to(torch.float32).flatten() for piece in pieces])
+    wide = at_least_float32(metrics.loss_nats[None][:0]).dtype
+    packed = torch.cat([piece.detach().to(wide).flatten() for piece in pieces])
     parts = iter(world.add_up(packed).split(sizes))
 
     def take(like: Tensor) -> Tensor:

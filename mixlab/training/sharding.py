@@ -42,7 +42,9 @@ def shard(model: nn.Module, world: World, compute_dtype: torch.dtype | None) -> 
         if name not in tables and not is_hidden_matrix(name, p.shape)
     }
     narrow = MixedPrecisionPolicy(
-        param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        param_dtype=compute_dtype,
+        reduce_dtype=None if compute_dtype is None else torch.float32,
+        cast_forward_inputs=False,
     )
     wide = MixedPrecisionPolicy(cast_forward_inputs=False)
     for block in model.blocks:  # type: ignore[union-attr]
