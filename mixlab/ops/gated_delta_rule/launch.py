@@ -1,10 +1,10 @@
 """The delta rule by the Triton kernels of this package: what is launched on what.
 
-The kernels themselves, and what they compute, are in `triton_kernels`.
+What the kernels compute is in `triton_kernels` and `triton_gradients`.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +22,21 @@ class Tiling(NamedTuple):
     depth: int = 64  # columns of the tiles that a program runs over
 
 
-TILINGS = {
-    "prepare": Tiling(64, 4, 3),
-    "scan_states": Tiling(64, 4, 1),
-    "scan_outputs": Tiling(64, 8, 2),
-    "scan_gradients": Tiling(64, 8, 2),
-    "score_gradients": Tiling(64, 4, 3),
-    "key_gradients": Tiling(64, 4, 3),
-}
-
-
 WIDTHS = (64, 128, 256)
 """Key widths; a program holds whole keys, and value columns in blocks of 64."""
-MEMORY = {64: 60_000, 128: 110_000, 256: 190_000}
-"""Shared memory, in bytes, that the largest program of a key width asks for."""
+MEMORY = {64: 48_000, 128: 64_000, 256: 110_000}
+"""Shared memory, in bytes, that the largest program of a key width asks for with one stage."""
+ROOMY = 220_000
+"""Shared memory, in bytes, from which on there is room for all stages below."""
+TILINGS = {
+    "prepare": {64: Tiling(64, 4, 3), 128: Tiling(128, 4, 2), 256: Tiling(64, 4, 3)},
+    "scan_states": {64: Tiling(64, 4, 3), 128: Tiling(64, 4, 1), 256: Tiling(64, 4, 3)},
+    "scan_outputs": {64: Tiling(64, 4, 3), 128: Tiling(64, 4, 3), 256: Tiling(64, 4, 2)},
+    "scan_gradients": {64: Tiling(64, 4, 3), 128: Tiling(64, 4, 3), 256: Tiling(64, 4, 1)},
+    "score_gradients": {64: Tiling(64, 4, 3), 128: Tiling(64, 4, 3), 256: Tiling(64, 4, 3)},
+    "key_gradients": {64: Tiling(64, 4, 3), 128: Tiling(64, 4, 3), 256: Tiling(64, 4, 3)},
+}
+"""By kernel and key width: the fastest found on an H200 at 48 x 1,024 tokens."""
 
 
 def obstacle(capability: int, shared_memory: int, k_dim: int, v_dim: int) -> str | None:
@@ -50,6 +51,37 @@ def obstacle(capability: int, shared_memory: int, k_dim: int, v_dim: int) -> str
     if shared_memory < MEMORY[k_dim]:
         return f"heads of {k_dim} need {MEMORY[k_dim]} bytes of shared memory, {shared_memory} here"
     return None
+
+
+def forward(q, k, v, log_a, b, state, documents: Documents | None, final_state):
+    """As `kernel_ops.Kernel` says."""
+    documents = documents or whole_rows(*v.shape[:2], v.device)
+    call = _Call(q, k, v, b, torch.empty_like(b), k.new_empty(2, *b.shape, CHUNK), documents)
+    _prepare(call, log_a)
+    o, final = torch.empty_like(v), None
+    if final_state:
+        shape = (len(documents.cu_seqlens) - 1, v.shape[2], k.shape[-1], v.shape[-1])
+        final = v.new_empty(shape, dtype=torch.float32)
+    _scan(call, "scan_outputs", state, o=o, final=final)
+    return o, final, call.g, call.kept
+
+
+def backward(q, k, v, g, b, kept, state, do, dstate, documents: Documents | None):
+    """As `kernel_ops.Kernel` says."""
+    call = _Call(q, k, v, b, g, kept, documents or whole_rows(*v.shape[:2], v.device))
+    states, writes = call.states(), torch.empty_like(v)
+    _scan(call, "scan_states", state, states=states, writes=writes)
+    dstates, dx, dinitial = _scan_gradients(call, do, dstate, state)
+    dp, da, dv, db_v = _score_gradients(call, writes, do, dx)
+    dq, dk, dg, db = _key_gradients(call, states, dstates, writes, do, dx, dp, da)
+    return dq, dk, dv, *_sum_parts(call, dg, db, db_v), dinitial
+
+
+@lru_cache(maxsize=16)
+def whole_rows(n_rows: int, n_tokens: int, device: torch.device) -> Documents:
+    """The tables of rows that are a document each."""
+    cu_seqlens = torch.arange(n_rows + 1, dtype=torch.int32) * n_tokens
+    return Documents(*(x.to(device) for x in (cu_seqlens, *chunk_table(cu_seqlens, CHUNK))))
 
 
 class _Call(NamedTuple):
@@ -96,70 +128,61 @@ class _Call(NamedTuple):
         sizes = {"G": k.shape[2], "H": v.shape[2], "K": k.shape[-1], "V": v.shape[-1], "C": CHUNK}
         return {name: sizes[name] for name in names}
 
-
-def forward(q, k, v, log_a, b, state, documents: Documents | None, final_state):
-    """As `kernel_ops.Kernel` says."""
-    documents = documents or whole_rows(*v.shape[:2], v.device)
-    call = _prepare(q, k, v, log_a, b, documents)
-    o, final = torch.empty_like(v), None
-    if final_state:
-        shape = (len(documents.cu_seqlens) - 1, v.shape[2], k.shape[-1], v.shape[-1])
-        final = v.new_empty(shape, dtype=torch.float32)
-    _scan_states(call, state, o, final, None, None)
-    return o, final, call.g, call.kept
-
-
-def backward(q, k, v, g, b, kept, state, do, dstate, documents: Documents | None):
-    """As `kernel_ops.Kernel` says."""
-    call = _Call(q, k, v, b, g, kept, documents or whole_rows(*v.shape[:2], v.device))
-    states, writes = call.states(), torch.empty_like(v)
-    _scan_states(call, state, None, None, states, writes)
-    dstates, dx, dinitial = _scan_gradients(call, do, dstate, state)
-    dp, da, dv, db_v = _score_gradients(call, writes, do, dx)
-    dq, dk, dg, db = _key_gradients(call, states, dstates, writes, do, dx, dp, da)
-    return dq, dk, dv, *_sum_parts(call, dg, db, db_v), dinitial
+    def tiling(self, name: str) -> tuple[Tiling, dict[str, int]]:
+        """And as launch options."""
+        tiling = TILINGS[name][self.k.shape[-1]]
+        stages = tiling.stages if _is_roomy(self.k.device) else 1
+        return tiling, {"num_warps": tiling.warps, "num_stages": stages}
 
 
 @lru_cache(maxsize=16)
-def whole_rows(n_rows: int, n_tokens: int, device: torch.device) -> Documents:
-    """The tables of rows that are a document each."""
-    cu_seqlens = torch.arange(n_rows + 1, dtype=torch.int32) * n_tokens
-    return Documents(*(x.to(device) for x in (cu_seqlens, *chunk_table(cu_seqlens, CHUNK))))
+def _is_roomy(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= ROOMY
 
 
-def _launch(name: str) -> dict[str, int]:
-    return {"num_warps": TILINGS[name].warps, "num_stages": TILINGS[name].stages}
+def _by_rows(x: Tensor, columns: int) -> Any:
+    """A descriptor of (..., heads, width) as (M, heads * width), in tiles of a chunk's rows."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-2] * x.shape[-1]), [CHUNK, columns])
 
 
-def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, b: Tensor, documents: Documents
-) -> _Call:
+def _by_states(x: Tensor, columns: int) -> Any:
+    """A descriptor of (n_chunks, H, K, V) as (n_chunks * H * K, V), in tiles of K rows."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), [x.shape[-2], columns])
+
+
+def _prepare(call: _Call, log_a: Tensor) -> None:
+    """Fill `call.g` and `call.kept`."""
     from mixlab.ops.gated_delta_rule.triton_kernels import delta_prepare
 
-    kept = k.new_empty(2, *b.shape, CHUNK)
-    call = _Call(q, k, v, b, torch.empty_like(b), kept, documents)
+    tiling, options = call.tiling("prepare")
     delta_prepare[call.n_chunks, call.n_heads](
-        q, k, log_a, b, call.g, *kept, *call.by_chunk, call.scale,
-        **call.sizes("GHKC"), BK=min(k.shape[-1], TILINGS["prepare"].columns),
-        **_launch("prepare"),
+        call.q, call.k, log_a, call.b, call.g, *call.kept, *call.by_chunk, call.scale,
+        **call.sizes("GHKC"), BK=tiling.columns, **options,
     )  # fmt: skip
-    return call
 
 
-def _scan_states(
-    call: _Call, first: Tensor | None, o: Tensor | None, final: Tensor | None,
-    states: Tensor | None, writes: Tensor | None,
+def _scan(
+    call: _Call, name: str, first: Tensor | None, o: Tensor | None = None,
+    final: Tensor | None = None, states: Tensor | None = None, writes: Tensor | None = None,
 ) -> None:  # fmt: skip
     from mixlab.ops.gated_delta_rule.triton_kernels import delta_scan_states
 
-    name = "scan_states" if o is None else "scan_outputs"
-    columns = min(call.v.shape[-1], TILINGS[name].columns)
+    (columns, *_), options = call.tiling(name)
+    k_dim, reads = call.k.shape[-1], o is not None
     delta_scan_states[call.lanes(columns)](
-        call.q, call.k, call.v, call.b, call.g, *call.kept, first, o, final, states, writes,
+        _by_rows(call.q, k_dim) if reads else None, _by_rows(call.k, k_dim),
+        _by_rows(call.v, columns), call.b, call.g, _by_rows(call.kept[0], CHUNK),
+        _by_rows(call.kept[1], CHUNK) if reads else None, first, o, final,
+        None if reads else _by_states(states, columns), writes,
         *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
-        HAS_FIRST=first is not None, HAS_FINAL=final is not None, READS=o is not None,
-        **_launch(name),
+        HAS_FIRST=first is not None, HAS_FINAL=final is not None, READS=reads, **options,
     )  # fmt: skip
 
 
@@ -168,28 +191,28 @@ def _scan_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     from mixlab.ops.gated_delta_rule.triton_kernels import delta_scan_gradients
 
-    dstates, dx = call.states(), torch.empty_like(call.v)
+    (columns, *_), options = call.tiling("scan_gradients")
+    dstates, dx, k_dim = call.states(), torch.empty_like(call.v), call.k.shape[-1]
     dfirst = None if first is None else torch.empty_like(first)
-    columns = min(call.v.shape[-1], TILINGS["scan_gradients"].columns)
     delta_scan_gradients[call.lanes(columns)](
-        call.q, call.k, call.b, call.g, *call.kept, do, dfinal, dfirst, dstates, dx,
-        *call.by_document, call.scale,
+        _by_rows(call.q, k_dim), _by_rows(call.k, k_dim), call.b, call.g,
+        *(_by_rows(x, CHUNK) for x in call.kept), _by_rows(do, columns),
+        dfinal, dfirst, _by_states(dstates, columns), dx, *call.by_document, call.scale,
         **call.sizes("GHKVC"), BV=columns,
-        HAS_FIRST=first is not None, HAS_FINAL=dfinal is not None,
-        **_launch("scan_gradients"),
+        HAS_FIRST=first is not None, HAS_FINAL=dfinal is not None, **options,
     )  # fmt: skip
     return dstates, dx, dfirst
 
 
 def _score_gradients(call: _Call, writes: Tensor, do: Tensor, dx: Tensor) -> tuple[Tensor, ...]:
-    from mixlab.ops.gated_delta_rule.triton_kernels import delta_score_gradients
+    from mixlab.ops.gated_delta_rule.triton_gradients import delta_score_gradients
 
+    (columns, *_), options = call.tiling("score_gradients")
     dp, da = torch.empty_like(call.kept)
     dv, db = torch.empty_like(call.v), torch.empty_like(call.g)
     delta_score_gradients[call.n_chunks, call.n_heads](
         call.v, call.b, call.g, writes, do, dx, dp, da, dv, db, *call.by_chunk, call.scale,
-        **call.sizes("HVC"), BV=min(call.v.shape[-1], TILINGS["score_gradients"].columns),
-        **_launch("score_gradients"),
+        **call.sizes("HVC"), BV=columns, **options,
     )  # fmt: skip
     return dp, da, dv, db
 
@@ -198,18 +221,17 @@ def _key_gradients(
     call: _Call, states: Tensor, dstates: Tensor, writes: Tensor, do: Tensor, dx: Tensor,
     dp: Tensor, da: Tensor,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    from mixlab.ops.gated_delta_rule.triton_kernels import delta_key_gradients
+    from mixlab.ops.gated_delta_rule.triton_gradients import delta_key_gradients
 
-    tiling, k_dim = TILINGS["key_gradients"], call.k.shape[-1]
-    columns = min(k_dim, tiling.columns)
+    tiling, options = call.tiling("key_gradients")
+    k_dim, columns, depth = call.k.shape[-1], tiling.columns, tiling.depth
     n_parts = k_dim // columns
     dq, dk = (call.k.new_empty(*call.g.shape, k_dim) for _ in range(2))
     dg, db = (call.g.new_empty(n_parts, *call.g.shape) for _ in range(2))
     delta_key_gradients[n_parts * call.n_chunks, call.n_heads](
         call.q, call.k, call.b, call.g, states, dstates, writes, do, dx, dp, da, dq, dk, dg, db,
         *call.by_chunk, call.scale, call.g.numel() // call.n_heads,
-        **call.sizes("GHKVC"), BK=columns, BV=min(call.v.shape[-1], tiling.depth),
-        **_launch("key_gradients"),
+        **call.sizes("GHKVC"), BK=columns, BV=depth, **options,
     )  # fmt: skip
     n_shared = call.n_heads // call.k.shape[2]
     if n_shared > 1:
@@ -218,7 +240,7 @@ def _key_gradients(
 
 
 def _sum_parts(call: _Call, dg: Tensor, db: Tensor, db_v: Tensor) -> tuple[Tensor, Tensor]:
-    from mixlab.ops.gated_delta_rule.triton_kernels import delta_sum_parts
+    from mixlab.ops.gated_delta_rule.triton_gradients import delta_sum_parts
 
     dlog_a, db_all = torch.empty_like(call.g), torch.empty_like(call.g)
     delta_sum_parts[call.n_chunks, call.n_heads](

@@ -7,13 +7,20 @@ already. Per chunk of C tokens, with S the state before it and G the running sum
     x = b v - exp(G) b k S        w = (I + A)^-1 x        o = exp(G) q S + P w
     S' = exp(G_C) S + (exp(G_C - G) k)^T w,    P = the causal part of q k^T exp(G_t - G_s)
 
-Cost:   One product of C x K x V is two for a state's gradient and three for a chunk's, and no
-        tensor larger than the states, K * V / C numbers per token and head, goes through memory.
+Cost:   Products of C x K x V per chunk and head: three forward, eight backward. The largest tensors
+        that go through memory are the states and their gradients, K * V / C numbers per token and
+        head, once out and once in.
 Ours:   A transposed factor is always one that was loaded: Triton before 3.7.1 compiles products
-        with a transposed result of another product wrongly on Hopper.
+        with a transposed result of another product wrongly on Hopper. Scans read tiles by tensor
+        descriptors, which spares the registers that addresses need; the state takes the rest.
 Shapes: M tokens of all rows, G key heads, H value heads, K key width, V value width, C = 64 tokens
-        of a chunk, N documents; a program takes BV of V or BK of K columns.
+        of a chunk, N documents; a program takes BV of V or BK of K columns. Descriptors are of
+        tensors as matrices, heads side by side: (M, G * K), (M, H * V), (M, H * C), and states
+        below each other, (n_chunks * H * K, V).
 Units:  g is in powers of two.
+
+A descriptor reads past the end of a document, into the next one. What comes from there is finite,
+and is multiplied by a zero of the step sizes or decays, which are read with a mask, or not stored.
 """
 
 import triton
@@ -21,13 +28,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _chunk(cu_seqlens, chunk_indices, i_chunk, C: tl.constexpr):
+def chunk_rows(cu_seqlens, chunk_indices, i_chunk, C: tl.constexpr):
     """The first row of a chunk, (C,) which of its tokens exist, and the last that does."""
     i_n = tl.load(chunk_indices + i_chunk * 2)
     i_t = tl.load(chunk_indices + i_chunk * 2 + 1)
     start = tl.load(cu_seqlens + i_n) + i_t * C
     end = tl.minimum(tl.load(cu_seqlens + i_n + 1), start + C)
-    return start.to(tl.int64), tl.arange(0, C) < end - start, end - start - 1
+    return start, tl.arange(0, C) < end - start, end - start - 1
 
 
 @triton.jit
@@ -65,7 +72,8 @@ def delta_prepare(
 ):  # fmt: skip
     """g (M, H), the rows of (I + A)^-1 and P (M, H, C); a program a chunk and head."""
     i_chunk, i_h = tl.program_id(0), tl.program_id(1)
-    row, m, _ = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
+    start, m, _ = chunk_rows(cu_seqlens, chunk_indices, i_chunk, C)
+    row = start.to(tl.int64)
     lane, c = row * H + i_h, tl.arange(0, C)
     i_g = i_h // (H // G)
     # exp(-88) is next to nothing; much larger sums would lose the small ones among them.
@@ -76,8 +84,8 @@ def delta_prepare(
     at = c[:, None] * (G * K) + tl.arange(0, BK)[None, :]
     keys = tl.zeros([C, C], dtype=tl.float32)
     reads = tl.zeros([C, C], dtype=tl.float32)
-    for start in range(0, K, BK):
-        key = (row * G + i_g) * K + start
+    for i_k in range(0, K, BK):
+        key = (row * G + i_g) * K + i_k
         b_q = tl.load(q + key + at, mask=m[:, None], other=0.0)
         b_k = tl.load(k + key + at, mask=m[:, None], other=0.0)
         keys = tl.dot(b_k, tl.trans(b_k), keys)
@@ -100,7 +108,7 @@ def delta_scan_states(
     """From a document's first chunk to its last; a program takes BV columns of the state.
 
     With READS, the outputs o (M, H, V); without, the states before every chunk (n_chunks, H, K, V)
-    and w (M, H, V), which the backward pass needs.
+    and w (M, H, V), which the backward pass needs. q, k, v, inverse, p and states are descriptors.
     """
     i_v, i_nh = tl.program_id(0) % (V // BV), tl.program_id(0) // (V // BV)
     i_n, i_h = i_nh // H, i_nh % H
@@ -108,36 +116,32 @@ def delta_scan_states(
     bos, eos = tl.load(cu_seqlens + i_n), tl.load(cu_seqlens + i_n + 1)
     chunk = tl.load(chunk_offsets + i_n)
     c, o_k, o_v = tl.arange(0, C), tl.arange(0, K), i_v * BV + tl.arange(0, BV)
-    at_state = o_k[:, None] * V + o_v[None, :]
-    at_k = c[:, None] * (G * K) + o_k[None, :]
+    at_state = i_nh.to(tl.int64) * K * V + o_k[:, None] * V + o_v[None, :]
     at_v = c[:, None] * (H * V) + o_v[None, :]
-    at_c = c[:, None] * (H * C) + c[None, :]
     if HAS_FIRST:
-        s = tl.load(first + i_nh.to(tl.int64) * K * V + at_state).to(tl.float32)
+        s = tl.load(first + at_state).to(tl.float32)
     else:
         s = tl.zeros([K, BV], dtype=tl.float32)
     for i_t in range(tl.cdiv(eos - bos, C)):
         start = bos + i_t * C
         m = c < eos - start
-        row = start.to(tl.int64)
-        key, lane = (row * G + i_g) * K, row * H + i_h  # where the chunk of this head begins
+        lane = start.to(tl.int64) * H + i_h  # where the chunk of this head begins
         last = lane + (tl.minimum(C, eos - start) - 1) * H
-        b_k = tl.load(k + key + at_k, mask=m[:, None], other=0.0)
-        b_v = tl.load(v + lane * V + at_v, mask=m[:, None], other=0.0)
-        b_inverse = tl.load(inverse + lane * C + at_c, mask=m[:, None], other=0.0)
+        b_k = k.load([start, i_g * K])
+        b_v = v.load([start, i_h * V + i_v * BV])
+        b_inverse = inverse.load([start, i_h * C])
         b_b = tl.load(b + lane + c * H, mask=m, other=0.0)
         b_g = tl.load(g + lane + c * H, mask=m, other=0.0)
         g_last = tl.load(g + last)
         low = s.to(b_k.dtype)
         if not READS:
-            at = (chunk + i_t).to(tl.int64) * H + i_h
-            tl.store(states + at * K * V + at_state, low)
+            states.store([((chunk + i_t) * H + i_h) * K, i_v * BV], low)
         decay = tl.exp2(b_g)
         x = b_v * b_b[:, None] - tl.dot(b_k, low) * (b_b * decay)[:, None]
         w = tl.dot(b_inverse, x.to(b_k.dtype))
         if READS:
-            b_q = tl.load(q + key + at_k, mask=m[:, None], other=0.0)
-            b_p = tl.load(p + lane * C + at_c, mask=m[:, None], other=0.0)
+            b_q = q.load([start, i_g * K])
+            b_p = p.load([start, i_h * C])
             out = tl.dot(b_q, low) * (decay * scale)[:, None]
             out = tl.dot(b_p, w.to(b_p.dtype), out)
             tl.store(o + lane * V + at_v, out.to(o.dtype.element_ty), mask=m[:, None])
@@ -146,7 +150,7 @@ def delta_scan_states(
         w = w * tl.where(m, tl.exp2(g_last - b_g), 0.0)[:, None]
         s = tl.dot(tl.trans(b_k), w.to(b_k.dtype), s * tl.exp2(g_last))
     if HAS_FINAL:
-        tl.store(final + i_nh.to(tl.int64) * K * V + at_state, s)
+        tl.store(final + at_state, s)
 
 
 @triton.jit
@@ -159,6 +163,7 @@ def delta_scan_gradients(
     """From a document's last chunk to its first; a program takes BV columns of the state.
 
     Stores the gradients of the state after every chunk (n_chunks, H, K, V) and of x (M, H, V).
+    q, k, inverse, p, do and dstates are descriptors.
     """
     i_v, i_nh = tl.program_id(0) % (V // BV), tl.program_id(0) // (V // BV)
     i_n, i_h = i_nh // H, i_nh % H
@@ -167,160 +172,36 @@ def delta_scan_gradients(
     chunk = tl.load(chunk_offsets + i_n)
     n_chunks = tl.cdiv(eos - bos, C)
     c, o_k, o_v = tl.arange(0, C), tl.arange(0, K), i_v * BV + tl.arange(0, BV)
-    at_state = o_k[:, None] * V + o_v[None, :]
-    at_k = c[:, None] * (G * K) + o_k[None, :]
+    at_state = i_nh.to(tl.int64) * K * V + o_k[:, None] * V + o_v[None, :]
     at_v = c[:, None] * (H * V) + o_v[None, :]
-    at_c = c[:, None] * (H * C) + c[None, :]
     if HAS_FINAL:
-        ds = tl.load(dfinal + i_nh.to(tl.int64) * K * V + at_state).to(tl.float32)
+        ds = tl.load(dfinal + at_state).to(tl.float32)
     else:
         ds = tl.zeros([K, BV], dtype=tl.float32)
     for back in range(n_chunks):
         i_t = n_chunks - 1 - back
         start = bos + i_t * C
         m = c < eos - start
-        row = start.to(tl.int64)
-        key, lane = (row * G + i_g) * K, row * H + i_h  # where the chunk of this head begins
+        lane = start.to(tl.int64) * H + i_h  # where the chunk of this head begins
         last = lane + (tl.minimum(C, eos - start) - 1) * H
-        b_k = tl.load(k + key + at_k, mask=m[:, None], other=0.0)
-        b_q = tl.load(q + key + at_k, mask=m[:, None], other=0.0)
-        b_do = tl.load(do + lane * V + at_v, mask=m[:, None], other=0.0)
-        b_inverse = tl.load(inverse + lane * C + at_c, mask=m[:, None], other=0.0)
-        b_p = tl.load(p + lane * C + at_c, mask=m[:, None], other=0.0)
+        b_k = k.load([start, i_g * K])
+        b_do = tl.where(m[:, None], do.load([start, i_h * V + i_v * BV]), 0.0)
+        b_inverse = inverse.load([start, i_h * C])
+        b_p = p.load([start, i_h * C])
         b_b = tl.load(b + lane + c * H, mask=m, other=0.0)
         b_g = tl.load(g + lane + c * H, mask=m, other=0.0)
         g_last = tl.load(g + last)
         low = ds.to(b_k.dtype)
-        at = (chunk + i_t).to(tl.int64) * H + i_h
-        tl.store(dstates + at * K * V + at_state, low)
+        dstates.store([((chunk + i_t) * H + i_h) * K, i_v * BV], low)
         decay = tl.exp2(b_g)
         dw = tl.dot(b_k, low) * tl.where(m, tl.exp2(g_last - b_g), 0.0)[:, None]
         dw = tl.dot(tl.trans(b_p), b_do, dw)
         b_dx = tl.dot(tl.trans(b_inverse), dw.to(b_k.dtype))
         tl.store(dx + lane * V + at_v, b_dx.to(dx.dtype.element_ty), mask=m[:, None])
+        b_q = q.load([start, i_g * K])  # as late as this, it can have the memory that `low` had
         read = b_do * (decay * scale)[:, None]
         ds = tl.dot(tl.trans(b_q), read.to(b_k.dtype), ds * tl.exp2(g_last))
         erased = b_dx * (b_b * decay)[:, None] * -1.0
         ds = tl.dot(tl.trans(b_k), erased.to(b_k.dtype), ds)
     if HAS_FIRST:
-        tl.store(dfirst + i_nh.to(tl.int64) * K * V + at_state, ds)
-
-
-@triton.jit
-def delta_score_gradients(
-    v, b, g, writes, do, dx, dp, da, dv, db, cu_seqlens, chunk_indices, scale,
-    H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
-):  # fmt: skip
-    """Gradients of the two kinds of scores (M, H, C), of v (M, H, V), and b's part through b v.
-
-    dp is of q k^T and da of b k k^T, with the factors of P and A on them.
-    """
-    i_chunk, i_h = tl.program_id(0), tl.program_id(1)
-    row, m, _ = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
-    lane, c = row * H + i_h, tl.arange(0, C)
-    b_b = tl.load(b + lane + c * H, mask=m, other=0.0)
-    b_g = tl.load(g + lane + c * H, mask=m, other=0.0)
-    at_v = c[:, None] * (H * V) + tl.arange(0, BV)[None, :]
-    b_dp = tl.zeros([C, C], dtype=tl.float32)
-    b_da = tl.zeros([C, C], dtype=tl.float32)
-    b_db = tl.zeros([C], dtype=tl.float32)
-    for start in range(0, V, BV):
-        at = lane * V + start + at_v
-        b_w = tl.load(writes + at, mask=m[:, None], other=0.0)
-        b_do = tl.load(do + at, mask=m[:, None], other=0.0)
-        b_dx = tl.load(dx + at, mask=m[:, None], other=0.0)
-        b_v = tl.load(v + at, mask=m[:, None], other=0.0)
-        b_dp = tl.dot(b_do, tl.trans(b_w), b_dp)
-        b_da = tl.dot(b_dx, tl.trans(b_w), b_da)
-        b_db += tl.sum(b_dx.to(tl.float32) * b_v.to(tl.float32), axis=1)
-        tl.store(dv + at, (b_dx * b_b[:, None]).to(dv.dtype.element_ty), mask=m[:, None])
-    decay = tl.exp2(tl.minimum(b_g[:, None] - b_g[None, :], 0.0))
-    b_dp = tl.where((c[:, None] >= c[None, :]) & m[:, None], b_dp * decay * scale, 0.0)
-    b_da = tl.where((c[:, None] > c[None, :]) & m[:, None], b_da * decay * -1.0, 0.0)
-    at = lane * C + c[:, None] * (H * C) + c[None, :]
-    tl.store(dp + at, b_dp.to(dp.dtype.element_ty), mask=m[:, None])
-    tl.store(da + at, b_da.to(da.dtype.element_ty), mask=m[:, None])
-    tl.store(db + lane + c * H, b_db, mask=m)
-
-
-@triton.jit
-def delta_key_gradients(
-    q, k, b, g, states, dstates, writes, do, dx, dp, da, dq, dk, dg, db,
-    cu_seqlens, chunk_indices, scale, M,
-    G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr,
-):  # fmt: skip
-    """Gradients of q and k per value head (M, H, K); of g and b in parts (K / BK, M, H).
-
-    A program takes BK columns of one chunk and head.
-    """
-    i_k, i_chunk = tl.program_id(0) % (K // BK), tl.program_id(0) // (K // BK)
-    i_h = tl.program_id(1)
-    row, m, last = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
-    lane = row * H + i_h
-    i_g = i_h // (H // G)
-    c, o_k = tl.arange(0, C), i_k * BK + tl.arange(0, BK)
-    chunk = (i_chunk.to(tl.int64) * H + i_h) * K * V
-    at_v = c[:, None] * (H * V) + tl.arange(0, BV)[None, :]
-    at_state = o_k[:, None] * V + tl.arange(0, BV)[None, :]
-    b_dq = tl.zeros([C, BK], dtype=tl.float32)
-    b_dr = tl.zeros([C, BK], dtype=tl.float32)
-    b_dk = tl.zeros([C, BK], dtype=tl.float32)
-    through = tl.zeros([BK], dtype=tl.float32)
-    for start in range(0, V, BV):
-        at = lane * V + start + at_v
-        b_s = tl.load(states + chunk + start + at_state)
-        b_ds = tl.load(dstates + chunk + start + at_state)
-        b_do = tl.load(do + at, mask=m[:, None], other=0.0)
-        b_dx = tl.load(dx + at, mask=m[:, None], other=0.0)
-        b_w = tl.load(writes + at, mask=m[:, None], other=0.0)
-        through += tl.sum(b_s.to(tl.float32) * b_ds.to(tl.float32), axis=1)
-        b_dq = tl.dot(b_do, tl.trans(b_s), b_dq)
-        b_dr = tl.dot(b_dx, tl.trans(b_s), b_dr)
-        b_dk = tl.dot(b_w, tl.trans(b_ds), b_dk)
-    b_b = tl.load(b + lane + c * H, mask=m, other=0.0)
-    b_g = tl.load(g + lane + c * H, mask=m, other=0.0)
-    g_last = tl.load(g + lane + last * H)
-    at_k = (row * G + i_g) * K + c[:, None] * (G * K) + o_k[None, :]
-    b_q = tl.load(q + at_k, mask=m[:, None], other=0.0)
-    b_k = tl.load(k + at_k, mask=m[:, None], other=0.0)
-    at_c = lane * C + c[:, None] * (H * C) + c[None, :]
-    b_dp = tl.load(dp + at_c, mask=m[:, None], other=0.0)
-    b_da = tl.load(da + at_c, mask=m[:, None], other=0.0)
-    decay = tl.exp2(b_g)
-    b_dq = tl.dot(b_dp, b_k, b_dq * (decay * scale)[:, None])
-    b_dr = tl.dot(b_da, b_k, b_dr * -decay[:, None])  # of b k where it reads
-    b_dk = b_dk * tl.where(m, tl.exp2(g_last - b_g), 0.0)[:, None]
-    wide_q, wide_k = b_q.to(tl.float32), b_k.to(tl.float32)
-    dlast = tl.sum(through) * tl.exp2(g_last) + tl.sum(tl.sum(b_dk * wide_k, axis=1))
-    b_dk = tl.dot(tl.trans(b_dp), b_q, b_dk)
-    b_dk = tl.dot(tl.trans(b_da), (wide_k * b_b[:, None]).to(b_k.dtype), b_dk)
-    b_db = tl.sum(b_dr * wide_k, axis=1)
-    b_dg = b_db * b_b + tl.sum(b_dq * wide_q, axis=1) - tl.sum(b_dk * wide_k, axis=1)
-    b_dg = tl.where(c == last, b_dg + dlast, b_dg)
-    at = lane * K + c[:, None] * (H * K) + o_k[None, :]
-    tl.store(dq + at, b_dq.to(dq.dtype.element_ty), mask=m[:, None])
-    tl.store(dk + at, (b_dk + b_dr * b_b[:, None]).to(dk.dtype.element_ty), mask=m[:, None])
-    part = i_k.to(tl.int64) * M * H + lane + c * H
-    tl.store(dg + part, b_dg, mask=m)
-    tl.store(db + part, b_db, mask=m)
-
-
-@triton.jit
-def delta_sum_parts(
-    dg, db, db_v, dlog_a, db_all, cu_seqlens, chunk_indices, M,
-    H: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Adds up the parts of db and of dg; dg is then summed from each token to its chunk's end."""
-    i_chunk, i_h = tl.program_id(0), tl.program_id(1)
-    row, m, _ = _chunk(cu_seqlens, chunk_indices, i_chunk, C)
-    lane, c = row * H + i_h, tl.arange(0, C)
-    at = lane + c * H
-    b_dg = tl.zeros([C], dtype=tl.float32)
-    b_db = tl.load(db_v + at, mask=m, other=0.0)
-    for i in tl.static_range(PARTS):
-        part = (row * 0 + i) * M * H + at
-        b_dg += tl.load(dg + part, mask=m, other=0.0)
-        b_db += tl.load(db + part, mask=m, other=0.0)
-    tl.store(dlog_a + at, tl.cumsum(b_dg, axis=0, reverse=True), mask=m)
-    tl.store(db_all + at, b_db, mask=m)
+        tl.store(dfirst + at_state, ds)
