@@ -1,0 +1,50 @@
+"""An update of two ranks is that of one process: loss, every gradient, the experts' balance."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rank_pairs import environments
+from torch.testing import assert_close
+
+from mixlab.training.language_modelling import LanguageModelling
+
+sys.path.insert(0, str(Path(__file__).parent))
+import two_ranks
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory) -> Path:
+    """What two processes computed, in one start of them for all cases."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    root = Path(__file__).parents[2]
+    shared = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, two_ranks.__file__, folder],
+            env={**shared, **env}, stderr=subprocess.PIPE, text=True,
+        )
+        for env in environments()
+    ]  # fmt: skip
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    return folder
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("channel", list(two_ranks.CHANNELS))
+def test_two_ranks_compute_what_one_process_does(channel, parallel, of_two):
+    objective = LanguageModelling(
+        two_ranks.model(channel), two_ranks.Rows(),
+        batch_size=two_ranks.ROWS, micro_batch_size=two_ranks.MICRO,
+    )  # fmt: skip
+    want = two_ranks.outcome(objective)
+    got = torch.load(of_two / f"{channel}-{parallel}.pt")
+    assert got.keys() == want.keys()
+    assert int(got["targets"]) == sum(6 - row for row in range(6))  # counted by hand
+    for name, tensor in want.items():
+        # The same float64 sums in another order.
+        assert_close(got[name], tensor, rtol=1e-11, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
