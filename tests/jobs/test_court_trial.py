@@ -1,6 +1,7 @@
 """A trial finds what is wrong with a kernel, and takes the fastest that is right."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,6 +120,14 @@ def test_time_for_trials_ends_the_search_but_not_before_something_agrees():
     chosen, found = tried("wrong", "right", "slow", "plain", is_late=lambda: True)
     assert chosen == "right"
     assert found["slow"].note == "not tried: the time for trials is over"
+
+
+def test_what_compiles_for_minutes_is_the_last_resort():
+    late = replace(case("slow", "right", "plain"), slow=("slow",))
+    verdict = try_candidates(late, CPU)
+    assert verdict.chosen == "right" and "compiles for minutes" in verdict.candidates[1].note
+    verdict = try_candidates(replace(case("slow", "wrong", "plain"), slow=("slow",)), CPU)
+    assert verdict.chosen == "slow"
 
 
 def test_trials_leave_generators_and_switches_alone():

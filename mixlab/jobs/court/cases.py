@@ -1,6 +1,8 @@
 """The trials that a config calls for: one for every use of an op whose backend is left open."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -127,7 +129,16 @@ def _delta_rule_case(cfg: GatedDeltaNetConfig, size: Size, device: torch.device)
             device, dtype, k_dim=cfg.head_dim, v_dim=cfg.v_dim, b_max=b_max
         )
     dims = delta_rule_dims(cfg)
-    return Case("gated_delta_rule", dims, *size, tuple(usable), "recurrent", make, run)
+    return Case(
+        "gated_delta_rule", dims, *size, tuple(usable), "recurrent", make, run,
+        slow=() if _has_tilelang_cache() else ("flash_qla",),
+    )  # fmt: skip
+
+
+def _has_tilelang_cache() -> bool:
+    """Whether FlashQLA's kernels, or others of TileLang, have been compiled here before."""
+    path = os.environ.get("TILELANG_CACHE_DIR") or Path.home() / ".tilelang" / "cache"
+    return Path(path).exists()
 
 
 # --- attention ------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 
 from mixlab import ops
@@ -71,11 +73,24 @@ def _verdicts(cases: list[Case], device: torch.device, screen: Screen) -> list[V
     with screen.task("Trying the kernels on this run's shapes", len(cases)) as advance:
         for i, (case, path) in enumerate(zip(cases, paths, strict=True)):
             if found[i] is None:
-                verdict = try_candidates(case, device, is_late=lambda: time.monotonic() > deadline)
-                write_json(path, Verdicts([verdict]).document())
-                found[i] = verdict
+                found[i] = _tried_once(
+                    case, path, device, is_late=lambda: time.monotonic() > deadline
+                )
             advance(1)
     return [verdict for verdict in found if verdict is not None]
+
+
+def _tried_once(
+    case: Case, path: Path, device: torch.device, is_late: Callable[[], bool]
+) -> Verdict:
+    """A trial, or the verdict of another process that holds the same one just now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        verdict = _cached(path)
+        if verdict is None:
+            verdict = try_candidates(case, device, is_late=is_late)
+            write_json(path, Verdicts([verdict]).document())
+    return verdict
 
 
 def _require_presence(run: RunDir, verdicts: Verdicts, cases: list[Case]) -> None:
@@ -111,7 +126,7 @@ def _cache_path(case: Case, device: torch.device) -> Path:
         "dims": dict(case.dims),
         "dtype": str(case.dtype),
         "size": [case.n_rows, case.n_tokens],
-        "candidates": list(case.candidates),
+        "candidates": [list(case.candidates), list(case.slow)],
         "device": _device_name(device),
         "versions": _versions(),
         "sources": _sources(),
