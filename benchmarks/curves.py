@@ -28,10 +28,11 @@ size on whatever is here (with a Llama in the place of FLA's model, whose kernel
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class Side(Protocol):
 
     label: str
     n_params: int
+    context: dict[str, Any]  # what to read a loss beside
 
     def step(self, i: int) -> Tensor:
         """Make update `i` and return its loss, still on the device."""
@@ -215,54 +217,73 @@ class Clock:
         return [a.elapsed_time(b) / 1000 if self._is_cuda else b - a for a, b in pairs]
 
 
-def train(side: Side, n_steps: int, every: int, device: torch.device) -> dict[str, Any]:
-    """Losses and seconds of all updates, and the evaluations between them."""
-    clock, losses = Clock(device), []
-    evals = [(0, side.evaluate())]
-    clock.start()
+class Record:
+    """What has been measured of a training so far, as plain data for the file."""
+
+    def __init__(self, side: Side, config: RunConfig, device: torch.device) -> None:
+        self._side, self._device, self.clock = side, device, Clock(device)
+        self.losses: list[Tensor] = []
+        self.evals: list[dict[str, Any]] = []
+        self._facts = {
+            "label": side.label,
+            "n_params": side.n_params,
+            "n_steps": int(config.train.length.amount),
+            "made": date.today().isoformat(),
+            "device": describe(device),
+            "torch": torch.__version__,
+            "tokens_per_step": config.tokens_per_step,
+            "context": side.context,
+        }
+
+    def evaluate(self) -> None:
+        """Measure the model as it is now."""
+        step = len(self.losses)
+        self.evals.append({"step": step, "loss_nats": self._side.evaluate()})
+        recent = torch.stack(self.losses[-EVERY:]).mean() if step else math.nan
+        print(f"  {self._side.label}: {step} updates, train {float(recent):.3f}, validation "
+              f"{self.evals[-1]['loss_nats']:.3f}", file=sys.stderr, flush=True)  # fmt: skip
+
+    def document(self) -> dict[str, Any]:
+        """Everything; waits for the device."""
+        seconds = self.clock.seconds()
+        typical = statistics.median(seconds)
+        plain = [s if s < SLOW * typical else typical for s in seconds]
+        is_cuda = self._device.type == "cuda"
+        return self._facts | {
+            "median_ms": 1000 * typical,
+            "train_loss": torch.stack(self.losses).float().tolist(),
+            "seconds": list(itertools.accumulate(plain)),
+            "seconds_with_compile": list(itertools.accumulate(seconds)),
+            "evals": self.evals,
+            "peak_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
+        }
+
+
+def train(side: Side, config: RunConfig, device: torch.device) -> Iterator[Record]:
+    """Make all updates; the record is handed over after every evaluation but the first."""
+    record, n_steps = Record(side, config, device), int(config.train.length.amount)
+    record.evaluate()
+    record.clock.start()
     for i in range(n_steps):
-        losses.append(side.step(i))
-        clock.mark()
-        if (i + 1) % every == 0 or i + 1 == n_steps:
-            clock.seconds()  # waits
-            evals.append((i + 1, side.evaluate()))
-            train_loss = float(torch.stack(losses[-every:]).mean())
-            print(f"  {side.label}: {i + 1} updates, train {train_loss:.3f}, validation "
-                  f"{evals[-1][1]:.3f}", file=sys.stderr, flush=True)  # fmt: skip
-            clock.start()
-    seconds = clock.seconds()
-    typical = statistics.median(seconds)
-    plain = [s if s < SLOW * typical else typical for s in seconds]
-    return {
-        "label": side.label,
-        "n_params": side.n_params,
-        "median_ms": 1000 * typical,
-        "train_loss": torch.stack(losses).float().tolist(),
-        "seconds": list(itertools.accumulate(plain)),
-        "seconds_with_compile": list(itertools.accumulate(seconds)),
-        "evals": [{"step": step, "loss_nats": nats} for step, nats in evals],
-    }
+        record.losses.append(side.step(i))
+        record.clock.mark()
+        if (i + 1) % config.eval.every == 0 or i + 1 == n_steps:
+            record.clock.seconds()  # waits
+            record.evaluate()
+            yield record
+            record.clock.start()
 
 
-def run(name: str, n_steps: int, *, tiny: bool) -> dict[str, Any]:
-    """One side from the prepared text to its curve."""
+def run(name: str, n_steps: int, *, tiny: bool) -> Iterator[dict[str, Any]]:
+    """One side from the prepared text to its curve, as far as it is after every evaluation."""
     config = config_of(n_steps, tiny=tiny)
     data = prepare_data(config, PlainScreen())
     hardware = settle_hardware(config.train)
     if name == "ours":
         hardware = hardware._replace(kernels=hold_court(config, hardware, PlainScreen()))
     side = {"ours": Ours, "published": Published}[name](config, data, hardware)
-    found = train(side, int(config.train.length.amount), config.eval.every, hardware.device)
-    is_cuda = hardware.device.type == "cuda"
-    return found | {
-        "side": name,
-        "made": date.today().isoformat(),
-        "device": describe(hardware.device),
-        "torch": torch.__version__,
-        "tokens_per_step": config.tokens_per_step,
-        "context": side.context,
-        "peak_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
-    }
+    for record in train(side, config, hardware.device):
+        yield {"side": name, **record.document()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -281,9 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    found = run(args.side, args.steps, tiny=args.tiny)
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    for found in run(args.side, args.steps, tiny=args.tiny):
+        if args.json is not None:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -32,15 +32,14 @@ def curves_picture(runs: Sequence[dict[str, Any]]) -> Figure:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02)
     left, right = figure.subplots(1, 2, sharey=True)
     device = runs[0]["device"].get("device_name") or runs[0]["device"]["device"]
-    n_steps = max(len(run["seconds"]) for run in runs)
+    longest = max(run["n_steps"] for run in runs)
     title = "hybrid-sparse-17 beside the published recipe"
-    headline(figure, title, f"{n_steps} updates, {device}, {runs[0]['made']}")
+    headline(figure, title, f"{longest} updates, {device}, {runs[0]['made']}")
     name_panel(left, "Validation loss over time", "nats per token")
     name_panel(right, "The same over tokens", "faint: training loss")
-    longest = max(len(run["seconds"]) for run in runs)
     for run in runs:
-        n_steps = len(run["seconds"])
-        dashes = "-" if n_steps == longest else (0, (3, 1.5))
+        n_steps = len(run["seconds"])  # fewer than planned if it was cut short
+        dashes = "-" if run["n_steps"] == longest else (0, (3, 1.5))
         colour, nats = COLOURS[run["side"]], [row["loss_nats"] for row in run["evals"]]
         per_step = run["tokens_per_step"]
         xs = {
@@ -76,13 +75,13 @@ def _limits(runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
 
 
 def _names(ax: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    longest = max(len(run["seconds"]) for run in runs)
-    full = [run for run in runs if len(run["seconds"]) == longest]
+    longest = max(run["n_steps"] for run in runs)
+    full = [run for run in runs if run["n_steps"] == longest]
     for i, run in enumerate(runs):
         speed = short_count(round(1000 * run["tokens_per_step"] / run["median_ms"], -3))
         text = f"{run['label']}: {run['n_params'] / 1e6:.1f}M, {speed} tok/s"
         if run not in full:
-            text = f"dashed: its schedule in {len(run['seconds'])} updates"
+            text = f"dashed: its schedule in {run['n_steps']} updates"
         ax.text(0.98, 0.97 - 0.075 * i, text, transform=ax.transAxes, color=COLOURS[run["side"]],
                 fontsize=10, weight="bold", ha="right", va="top")  # fmt: skip
     ends = {run["side"]: run["evals"][-1]["loss_nats"] for run in full}

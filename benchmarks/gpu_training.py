@@ -25,11 +25,12 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,15 @@ def chosen(only: Sequence[str], *, peers: bool, extras: bool, tiny: bool = False
 
 
 def measure(
-    pairs: Sequence[Pair], *, rounds: int, updates: int, limit_s: float, tiny: bool
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one workload after the other, those of failed contenders included."""
+    rows: list[dict[str, Any]],
+    pairs: Sequence[Pair],
+    *,
+    rounds: int,
+    updates: int,
+    limit_s: float,
+    tiny: bool,
+) -> None:
+    """Add one row per contender, failed ones included; a row grows while it is measured."""
     groups = [list(group) for _, group in itertools.groupby(pairs, key=lambda pair: pair[0].key)]
     processes: dict[Pair, Process] = {}
     try:
@@ -84,35 +91,31 @@ def measure(
             for pair in (*group, *following):  # the next ones import their packages meanwhile
                 if pair not in processes:
                     processes[pair] = Process(*pair, tiny=tiny)
-            taking_part = {pair: processes[pair] for pair in group}
-            yield _measure_group(taking_part, rounds=rounds, updates=updates, limit_s=limit_s)
+            entries = {pair: _row(*pair) for pair in group}
+            rows += entries.values()
+            taking_part = [(processes[pair], row) for pair, row in entries.items()]
+            _measure_group(taking_part, rounds=rounds, updates=updates, limit_s=limit_s)
     finally:
         for process in processes.values():
             process.end()
 
 
 def _measure_group(
-    processes: dict[Pair, Process], *, rounds: int, updates: int, limit_s: float
-) -> list[dict[str, Any]]:
-    rows = {pair: _row(*pair) for pair in processes}
-    alive: list[Pair] = []
-    for pair, process in processes.items():
-        if _answer(process, rows[pair], "start", limit_s):
-            alive.append(pair)
+    contenders: Sequence[tuple[Process, dict[str, Any]]],
+    *,
+    rounds: int,
+    updates: int,
+    limit_s: float,
+) -> None:
+    alive = [pair for pair in contenders if _answer(*pair, "start", limit_s)]
     for i in range(rounds):
-        for pair in alive[:: 1 if i % 2 == 0 else -1]:
-            row = rows[pair]
-            if "error" not in row:
-                row["rounds_ms"].append([])
-                if _answer(processes[pair], row, f"round {updates}", limit_s):
-                    row["rounds_ms"][-1] = row.pop("ms")
-                else:
-                    row["rounds_ms"].pop()
-    for pair in alive:
-        if "error" not in rows[pair]:
-            _answer(processes[pair], rows[pair], "finish", limit_s)
-        processes[pair].end()
-    return list(rows.values())
+        for process, row in alive[:: 1 if i % 2 == 0 else -1]:
+            if "error" not in row and _answer(process, row, f"round {updates}", limit_s):
+                row["rounds_ms"].append(row.pop("ms"))
+    for process, row in alive:
+        if "error" not in row:
+            _answer(process, row, "finish", limit_s)
+        process.end()
 
 
 def _row(workload: Workload, contender: Contender) -> dict[str, Any]:
@@ -150,14 +153,15 @@ def _said(row: dict[str, Any], command: str) -> str:
 
 
 def first_steps(
-    pairs: Sequence[Pair], *, limit_s: float, tiny: bool
-) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]], pairs: Sequence[Pair], *, limit_s: float, tiny: bool
+) -> None:
     """Seconds from the start of a process to the end of its first update, without and with caches.
 
     Nothing else runs meanwhile. The caches are empty folders that the second process finds filled.
     """
     for pair in pairs:
         row = _row(*pair)
+        rows.append(row)
         with tempfile.TemporaryDirectory() as folder:
             caches = {name: str(Path(folder) / part) for name, part in CACHES.items()}
             for kind in ("cold_s", "warm_s"):
@@ -167,7 +171,6 @@ def first_steps(
                     # Updates that follow the first one within the answer are taken off again.
                     row[kind] = time.perf_counter() - began - row["more_s"]
                 process.end()
-        yield [row]
 
 
 def machine() -> dict[str, Any]:
@@ -216,20 +219,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tiny": args.tiny,
         **machine(),
     }
-    if args.first_step:
-        found["kind"], table = FIRST_STEPS, first_step_table
-        parts = first_steps(pairs, limit_s=args.limit, tiny=args.tiny)
-    else:
-        found["kind"], table = SPEEDS, speed_tables
-        parts = measure(
-            pairs, rounds=args.rounds, updates=args.updates, limit_s=args.limit, tiny=args.tiny
-        )
-    found["rows"] = []
-    for rows in parts:
-        found["rows"] += rows
-        if args.json is not None:  # after every part: what is measured is not lost
+    rows: list[dict[str, Any]] = []
+    found["kind"], found["rows"] = FIRST_STEPS if args.first_step else SPEEDS, rows
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is measured is not lost
+    try:
+        if args.first_step:
+            first_steps(rows, pairs, limit_s=args.limit, tiny=args.tiny)
+        else:
+            measure(rows, pairs, rounds=args.rounds, updates=args.updates, limit_s=args.limit,
+                    tiny=args.tiny)  # fmt: skip
+    finally:
+        print(first_step_table(found) if args.first_step else speed_tables(found))
+        if args.json is not None:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
     return 0
 
 
