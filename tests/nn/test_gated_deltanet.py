@@ -10,6 +10,8 @@ from mixlab.core.config import decode
 from mixlab.core.errors import BackendError, ConfigError
 from mixlab.nn.norm import GatedRMSNorm
 from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig, GatedDeltaNetState
+from mixlab.ops import gated_delta_rule
+from mixlab.ops.gated_delta_rule import kernels
 from mixlab.ops.packing import Packing
 
 D_MODEL = 12
@@ -155,6 +157,34 @@ def test_autocast_gives_half_precision_near_the_truth():
     want = mixer(x).y
     # A few roundings of 8 bits each, relative to the size of outputs.
     assert (y - want).abs().max() < 0.05 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("asked", "whole", "prompt", "token"),
+    [
+        ("auto", "flash_qla", "triton", "recurrent"),
+        ("flash_qla", "flash_qla", "flash_qla", "recurrent"),
+        ("triton", "triton", "triton", "recurrent"),
+    ],
+)
+def test_prompts_and_tokens_take_kernels_of_their_own(monkeypatch, asked, whole, prompt, token):
+    """On a machine made up by hand; training, a prompt after a state, a single token."""
+    monkeypatch.setattr(kernels, "INSTALLED", {"flash_qla", "tilelang", "triton"})
+    monkeypatch.setattr(gated_delta_rule, "INSTALLED", {"flash_qla", "tilelang", "triton"})
+    monkeypatch.setattr(kernels, "TRITON", (3, 6, 0))
+    monkeypatch.setattr(kernels, "_capability", lambda device: 9)
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: 230_000)
+    mixer = GatedDeltaNetConfig(n_heads=1, head_dim=128, backend=asked).build(D_MODEL)
+
+    class Values:
+        device, dtype = torch.device("cuda"), torch.bfloat16
+
+        def __init__(self, n_tokens):
+            self.shape = (2, n_tokens, 1, 128)
+
+    assert mixer._backend(Values(9), is_continued=False) == whole
+    assert mixer._backend(Values(9), is_continued=True) == prompt
+    assert mixer._backend(Values(1), is_continued=True) == token
 
 
 def test_backend_is_settled_by_device_and_refused_by_name():

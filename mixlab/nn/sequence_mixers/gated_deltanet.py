@@ -222,7 +222,7 @@ class GatedDeltaNet(SequenceMixer):
             packing=packing,
             normalize_qk=True,
             final_state=state is not None,
-            backend=self._backend(v, is_step=state is not None and x.shape[1] == 1),
+            backend=self._backend(v, is_continued=state is not None),
         )
         if self.g_proj is None:
             y = self.o_norm(out.o)
@@ -248,7 +248,13 @@ class GatedDeltaNet(SequenceMixer):
         dt = F.softplus(at_least_float32(a) + self.dt_bias)
         return -at_least_float32(self.A_log).exp() * dt, b
 
-    def _backend(self, v: Tensor, *, is_step: bool) -> Backend:
-        backend = self.cfg.backend_for(v.device, v.dtype, self.preferred)
-        # For one token the matrix form has nothing to gain; `fla` has a step kernel of its own.
-        return step_backend(self.cfg.backend, backend) if is_step else backend
+    def _backend(self, v: Tensor, *, is_continued: bool) -> Backend:
+        cfg = self.cfg
+        backend = cfg.backend_for(v.device, v.dtype, self.preferred)
+        if is_continued and v.shape[1] == 1:
+            # For one token the matrix form has nothing to gain.
+            return step_backend(cfg.backend, backend)
+        if is_continued and cfg.backend == "auto" and backend == "flash_qla":
+            # FlashQLA compiles for a minute before the first prompt; a prompt is not worth that.
+            return cfg.backend_for(v.device, v.dtype, ("triton",))
+        return backend
