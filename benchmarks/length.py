@@ -35,6 +35,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mixlab.core.config import decode, to_tree
 from mixlab.core.json_files import write_bytes_atomically
+from mixlab.jobs.compiling import compile_blocks
 from mixlab.jobs.config import RunConfig, load_config
 from mixlab.jobs.device import describe
 from mixlab.nn.language_model import LanguageModel, LanguageModelConfig, build_model
@@ -61,8 +62,7 @@ def model_of(kind: str, length: int, *, compiled: bool, tiny: bool) -> LanguageM
             block["channel_mixer"] |= {"d_ff": 128}
     model = build_model(decode(LanguageModelConfig, tree), config.seed)
     if compiled:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
     return model
 
 
