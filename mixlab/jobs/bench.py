@@ -171,7 +171,7 @@ class Timing:
             matmul_flops=rate,
             mfu=flops * tokens / median_s / (rate * hardware.world.size),
             peak_memory_bytes=peak,
-            backends=backends(config, hardware),
+            backends=[*backends(config, hardware), self._updates.optimizer_line()],
             kernels=kernels,
             n_graphs=_n_graphs(),
             n_graph_breaks=sum(torch._dynamo.utils.counters["graph_break"].values()),
@@ -220,6 +220,10 @@ class _Updates:
     def launching(self) -> str | None:
         """How updates reach a GPU; None where there is only one way."""
         return getattr(self._objective, "launching", None)
+
+    def optimizer_line(self) -> str:
+        """What runs the optimizer, such as "optimizer: adamw by triton"."""
+        return f"optimizer: {self._train.optimizer.kind} by {self._optimizer.kernel}"
 
     def once(self) -> None:
         """One update; does not wait for the device."""

@@ -56,7 +56,10 @@ def limit_memory(train: TrainConfig, hardware: Hardware) -> None:
     if hardware.device.type == "cuda" and isinstance(train.memory, float):
         total = torch.cuda.get_device_properties(hardware.device).total_memory
         share = min(1.0, train.memory * GB / total)
-        torch.cuda.set_per_process_memory_fraction(share, hardware.device)
+        index = hardware.device.index  # absent where there is no choice
+        torch.cuda.set_per_process_memory_fraction(
+            share, torch.cuda.current_device() if index is None else index
+        )
 
 
 def fit_memory(config: AnyRunConfig, hardware: Hardware, screen: Screen) -> AnyRunConfig:

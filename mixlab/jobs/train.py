@@ -299,7 +299,8 @@ def _keep(notes: list[str], screen: Screen) -> Callable[[str], None]:
 
 def _record_start(run: RunDir, session: AnySession, command: str, progress: Progress) -> None:
     hardware = session.hardware
-    facts = environment(command, {**describe(hardware.device), "n_ranks": hardware.world.size})
+    device = {**describe(hardware.device), "n_ranks": hardware.world.size}
+    facts = environment(command, {**device, "optimizer": session.optimizer.kernel})
     if progress.step == 0 or not run.environment_path.exists():
         run.write_json("environment.json", facts)
         run.write_json("data.json", session.data.manifest)

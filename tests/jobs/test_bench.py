@@ -61,7 +61,11 @@ def test_a_small_recipe(quiet):
     assert found.tokens_per_s == pytest.approx(1000 * config.tokens_per_step / found.median_ms)
     kinds = {kernel.kind for kernel in found.kernels}
     assert {"matrix products", "attention", "elementwise"} <= kinds
-    assert found.backends == ["experts: attention by sdpa", "experts: moe by grouped"]
+    assert found.backends == [
+        "experts: attention by sdpa",
+        "experts: moe by grouped",
+        "optimizer: adamw by fused",
+    ]
     facts, rows = benches.rows(found)
     assert len(rows) == len(kinds) and dict(facts)["speed"].endswith("tokens/s")
 

@@ -39,7 +39,7 @@ class AdamWConfig(OptimizerConfig):
     """Decoupled decay of the matrices, per unit of learning rate."""
     backend: Backend = "auto"
     """Kernel: fused is torch's; triton takes all parameters and the clipping of gradients in one
-    launch on a GPU; auto: fused."""
+    launch on a GPU; auto: triton on a GPU where a trial shows that it agrees with fused."""
 
     def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]]) -> "AdamW":
         return AdamW(self, trainable(named_parameters))
@@ -66,9 +66,9 @@ class AdamW(Optimizer):
             }
             for p in self._parameters
         }
-        taken = [item for item in params if takes(cfg.backend, item.parameter)]
+        self.kernel, taken = settle(cfg.backend, params)
         names = {item.name for item in taken}
-        self._kernel = self._many(taken) if taken else None
+        self._many_tensors = self._many(taken) if taken else None
         self._others = [item.parameter for item in params if item.name not in names]
         self._inner = self._fused([item for item in params if item.name not in names])
 
@@ -103,8 +103,8 @@ class AdamW(Optimizer):
 
     def step(self, lr_factor: float, clip: Tensor | None = None) -> None:
         cfg, lr = self._cfg, self._cfg.lr * lr_factor
-        if self._kernel is not None:
-            self._kernel.update(lr=lr, betas=cfg.betas, eps=cfg.eps, clip=clip)
+        if self._many_tensors is not None:
+            self._many_tensors.update(lr=lr, betas=cfg.betas, eps=cfg.eps, clip=clip)
         if self._inner is not None:
             scale_gradients(self._others, clip)
             for group in self._inner.param_groups:
@@ -119,22 +119,31 @@ class AdamW(Optimizer):
         }
 
 
-def takes(backend: Backend, parameter: Tensor) -> bool:
-    """Whether our kernel updates this parameter.
+def settle(backend: Backend, params: list[NamedParameter]) -> tuple[str, list[NamedParameter]]:
+    """Which kernel updates these parameters, in words, and those that ours takes.
 
     Raises:
-        BackendError: it was asked for by name, and there is no GPU or no Triton.
+        BackendError: our kernel was asked for by name, and cannot run here or does not agree.
     """
-    if backend in ("auto", "fused"):
-        return False
-    can_run = parameter.device.type == "cuda" and find_spec("triton") is not None
-    if backend == "triton" and not can_run:
-        raise BackendError(
-            f"AdamW's backend 'triton' cannot run: the device is '{parameter.device.type}', and it "
-            "needs an NVIDIA GPU and Triton. Set train.optimizer.backend=auto."
-        )
-    if not can_run or is_sharded(parameter):
-        return False
-    from mixlab.training.optimizers.adamw_kernel import can_take
+    device = params[0].parameter.device
+    obstacle = None
+    if backend == "fused":
+        return "fused", []
+    if device.type != "cuda" or find_spec("triton") is None:
+        obstacle = f"the device is '{device.type}', and it needs an NVIDIA GPU and Triton"
+    else:
+        from mixlab.training.optimizers.adamw_kernel import can_take, disagreement
 
-    return can_take(parameter)
+        taken = [
+            item for item in params if not is_sharded(item.parameter) and can_take(item.parameter)
+        ]
+        found = disagreement(device) if taken else None
+        if taken and found is None:
+            return "triton", taken
+        obstacle = found and f"its results differ from torch's here ({found})"
+    if backend == "triton" and obstacle:
+        raise BackendError(
+            f"AdamW's backend 'triton' cannot run: {obstacle}. Set train.optimizer.backend=auto."
+        )
+    is_worth_telling = device.type == "cuda" and obstacle
+    return (f"fused ({obstacle})" if is_worth_telling else "fused"), []

@@ -11,12 +11,13 @@ their addresses are sent again where they have changed.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 BLOCK, WARPS = 2048, 4
 
@@ -77,7 +78,7 @@ class ManyTensors:
             _update[(self._n_blocks,)](
                 self._table, self._gradients, self._decay, self._blocks,
                 self._decay if clip is None else clip,
-                lr, *betas, *map(_log, betas), eps,
+                lr, 1 - betas[0], 1 - betas[1], *map(_log, betas), eps,
                 CLIPS=clip is not None, BLOCK=BLOCK, num_warps=WARPS,
             )  # fmt: skip
 
@@ -107,6 +108,41 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+@lru_cache
+def disagreement(device: torch.device) -> str | None:
+    """Why the kernel must not be used on this device, found by running it; None: it agrees.
+
+    A few small tensors are updated by it and by torch; the results must be equal to float32
+    rounding. This waits for the device.
+    """
+    g = torch.Generator().manual_seed(0)
+    shapes = ((300, 70), (48,), (1,), (5000,))
+    lr, betas, eps = 1e-2, (0.9, 0.95), 1e-8
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=g).to(device)
+
+    ours = [nn.Parameter(draw(shape)) for shape in shapes]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    zeros = [[torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device=device)]
+             for p in ours]  # fmt: skip
+    stock = torch.optim.AdamW(theirs, lr=lr, betas=betas, eps=eps, weight_decay=0.1)
+    clip = torch.tensor(0.7, device=device)
+    try:
+        kernel = ManyTensors([Entry(p, *state, 0.1) for p, state in zip(ours, zeros, strict=True)])
+        for _ in range(3):
+            for p, q in zip(ours, theirs, strict=True):
+                p.grad = draw(tuple(p.shape))
+                q.grad = p.grad * clip
+            kernel.update(lr=lr, betas=betas, eps=eps, clip=clip)
+            stock.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-6)
+    except Exception as error:  # whatever Triton, its compiler or the driver may raise
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return None
+
+
 def can_take(tensor: Tensor) -> bool:
     """Whether the kernel can read and write this tensor."""
     return tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.data_ptr() % 16 == 0
@@ -131,8 +167,8 @@ def _update(
     blocks,  # (blocks, 2) int64: which tensor, from which number on
     clip,  # scalar float32, read if CLIPS
     lr,
-    beta1,
-    beta2,
+    new1,  # 1 - beta1, which float32 could not subtract without losing digits
+    new2,
     log_beta1,
     log_beta2,
     eps,
@@ -165,8 +201,8 @@ def _update(
     correction2 = (1.0 - tl.exp(count * log_beta2)).to(tl.float32)
 
     p -= lr * tl.load(decays + tensor) * p
-    m += (1.0 - beta1) * (g - m)
-    v = beta2 * v + (1.0 - beta2) * g * g
+    m += new1 * (g - m)
+    v += new2 * (g * g - v)
     root = tl.sqrt(v) / tl.sqrt(correction2) + eps
     p -= (lr / correction1) * (m / root)
     tl.store(p_at + place, p, mask=here)

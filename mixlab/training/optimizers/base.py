@@ -18,6 +18,9 @@ class Optimizer(ABC):
     does not depend on the order in which modules were built.
     """
 
+    kernel: str
+    """What runs the update, for the record."""
+
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self._parameters = list(parameters)
 

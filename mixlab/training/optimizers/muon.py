@@ -77,6 +77,9 @@ class Muon(Optimizer):
         taken = {item.name for item in matrices}
         rest = [item for item in params if item.name not in taken]
         self._rest = AdamW(cfg.rest, rest) if rest else None
+        self.kernel = "batched products"
+        if self._rest is not None:
+            self.kernel += f", the rest by {self._rest.kernel}"
         self._momentum = {
             name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in matrices
         }
