@@ -83,7 +83,9 @@ def main(folder: Path) -> None:
                     own, Rows(), batch_size=ROWS, micro_batch_size=MICRO, world=world
                 )
                 # Buckets so small that many are sent, and the last one is not full.
-                objective._sums = sums = GradientSums(own, world, bucket_bytes=4000)
+                objective._sums = sums = GradientSums(
+                    own, world, bucket_bytes=4000, overlaps=channel == "dense"
+                )
                 objective._run.keywords["sums"] = sums
                 found = outcome(objective)
                 if world.is_first:
