@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     found: dict[str, Any] = {
         "made": date.today().isoformat(),
-        "command": shlex.join(["python", "benchmarks/gpu_training.py", *(argv or sys.argv[1:])]),
+        "command": _command(list(argv or sys.argv[1:])),
         "tiny": args.tiny,
         **machine(),
     }
@@ -233,6 +233,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def _command(arguments: list[str]) -> str:
+    """What makes the same run again; where it was written to does not matter."""
+    if "--json" in arguments:
+        at = arguments.index("--json")
+        del arguments[at : at + 2]
+    return shlex.join(["python", "benchmarks/gpu_training.py", *arguments])
 
 
 def _has_gpu() -> bool:

@@ -10,6 +10,11 @@ from training_workloads import WORKLOADS
 from mixlab.core import units
 
 SPEEDS, FIRST_STEPS = "gpu_training", "gpu_first_step"
+KINDS = (
+    "matrix products", "gated delta rule", "attention", "cross-entropy", "norm", "convolution",
+    "compiled elementwise", "elementwise", "copies and casts", "optimizer", "experts' sorting",
+)  # fmt: skip
+"""Of work, as `mixlab bench` names them, in the order of the columns."""
 Found = dict[str, Any]
 Row = dict[str, Any]
 
@@ -17,7 +22,8 @@ Row = dict[str, Any]
 def speed_tables(found: Found) -> str:
     """Targets first (of a run in full size), then every contender with what it took."""
     targets = [] if found.get("tiny") else [_targets(found["rows"])]
-    return "\n\n".join([_made(found), *targets, _contenders(found)])
+    parts = [_made(found), *targets, _contenders(found), _kernels(found["rows"])]
+    return "\n\n".join(part for part in parts if part)
 
 
 def first_step_table(found: Found) -> str:
@@ -108,6 +114,24 @@ def _contenders(found: Found) -> str:
     return _table(header, lines, right={2, 3, 4, 5, 6, 7})
 
 
+def _kernels(rows: Sequence[Row]) -> str:
+    """Milliseconds of kernels in one update by kind of work, of every contender that has them."""
+    times = [{kernel["kind"]: kernel["ms"] for kernel in row.get("kernels", ())} for row in rows]
+    large = [
+        kind
+        for kind in KINDS
+        if any(t.get(kind, 0.0) >= 0.05 * sum(t.values()) for t in times if t)
+    ]
+    lines = [
+        [row["workload"], row["label"], f"{sum(t.values()):.1f}",
+         *(f"{t.get(kind, 0.0):.1f}" for kind in large),
+         f"{sum(ms for kind, ms in t.items() if kind not in large):.1f}"]
+        for row, t in zip(rows, times, strict=True) if t
+    ]  # fmt: skip
+    header = ["work", "kernels, ms per update", "all", *large, "others"]
+    return _table(header, lines, right=set(range(2, len(header))))
+
+
 def _made(found: Found) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items() if v)
     device = found["device"].get("device_name") or found["device"]["device"]
@@ -123,9 +147,11 @@ def _k(speed: float) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]) -> str:
-    """Markdown; a column in which no row says anything is left out."""
+    """Markdown; a column in which no row says anything is left out, and a table without rows."""
     rows = list(rows)
-    used = [i for i in range(len(header)) if any(row[i] for row in rows)] if rows else []
+    if not rows:
+        return ""
+    used = [i for i in range(len(header)) if any(row[i] for row in rows)]
     lines = [[header[i] for i in used], ["---:" if i in right else "---" for i in used]]
     lines += [[row[i].replace("|", "\\|") for i in used] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

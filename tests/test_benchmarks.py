@@ -136,6 +136,7 @@ def test_the_tables(benchmark):
     # Medians of the rounds are 100 and 110, their median 105: 50,000 tokens in 105 ms.
     assert "| 167.7 | 105.0 (100.0 to 110.0) | 476,190 | 0.476 | 2.0 | 12 |" in text
     assert "| 250k (FLA) | **476k** | 1.90 x | 420k / 500k | reached |" in text
+    assert "| hybrid | mixlab, as it comes | 91.5 | 90.0 | 1.5 |" in text
     assert "ImportError: no package \\| at all" in text
     assert "torch 2.11. `python it`" in text
 

@@ -17,7 +17,7 @@ _KINDS = (
     ("gated delta rule", r"delta|chunk_|_wy|wy_|kkt|solve_tril|merge_16x16|tl_|qla|recurrent"
                          r"|^(prepare|scan_states|scan_gradients|scan_outputs|score_gradients|"
                          r"key_gradients|sum_parts)$"),
-    ("attention", r"flash|fmha|attention|sdpa"),
+    ("attention", r"flash|fmha|attention|sdpa|compute_dot_do_o|convert_dq"),
     ("matrix products", r"gemm|nvjet|cutlass|matmul|::mm|addmm|::bmm|baddbmm|linear|xmma|splitk"
                         r"|swiglu_product"),
     ("convolution", r"conv"),

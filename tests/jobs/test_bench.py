@@ -91,6 +91,7 @@ def test_too_few_updates(quiet):
         ("swiglu_product", "matrix products"),
         ("swiglu_backward", "elementwise"),
         ("scan_states", "gated delta rule"),
+        ("void cudnn::fusion::convert_dq_to_16bits<true>(void const*)", "attention"),
         ("_nats_kernel", "cross-entropy"),
         ("causal_conv1d_fwd_kernel", "convolution"),
     ],
