@@ -66,13 +66,17 @@ class ManyTensors:
 
         A parameter without a gradient stays as it is, and so does its state.
         """
-        gradients = [_readable(entry.parameter.grad) for entry in self._entries]
-        pairs = zip(self._entries, gradients, strict=True)
-        counts = [entry.n_updates for entry, gradient in pairs if gradient is not None]
+        parameters = [entry.parameter for entry in self._entries]
+        gradients = [_readable(p.grad) for p in parameters]
+        counts = [
+            entry.n_updates
+            for entry, gradient in zip(self._entries, gradients, strict=True)
+            if gradient is not None
+        ]
         if not counts:
             return
-        self._send_places()
-        self._send_addresses(gradients)
+        self._send_places([p.data_ptr() for p in parameters])
+        self._send_addresses([0 if g is None else g.data_ptr() for g in gradients])
         torch._foreach_add_(counts, 1.0)
         with on_device(self._table):
             _update[(self._n_blocks,)](
@@ -82,16 +86,14 @@ class ManyTensors:
                 CLIPS=clip is not None, BLOCK=BLOCK, num_warps=WARPS,
             )  # fmt: skip
 
-    def _send_places(self) -> None:
+    def _send_places(self, places: list[int]) -> None:
         """Parameters stay where they are, unless somebody has given a model other memory."""
-        places = [entry.parameter.data_ptr() for entry in self._entries]
         if places != self._places:
             self._places = places
             rows = [[*(t.data_ptr() for t in e[:4]), e.parameter.numel()] for e in self._entries]
             _send(rows, self._table)
 
-    def _send_addresses(self, gradients: list[Tensor | None]) -> None:
-        addresses = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
+    def _send_addresses(self, addresses: list[int]) -> None:
         if addresses != self._addresses:
             self._addresses = addresses
             _send(addresses, self._gradients)
