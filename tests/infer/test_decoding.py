@@ -108,11 +108,47 @@ def test_loops_of_a_fixed_number(injection, state_init):
     torch.testing.assert_close(rows.step(text[2:])[0], want, rtol=1e-9, atol=1e-9)
 
 
-def test_early_exits_are_taken_row_by_row():
-    model = roughened(looped(halting={"kind": "kl_exit", "exit_threshold": 0.5}))
+GATE = {"kind": "gate", "exit_threshold": 0.6, "q_head_bias_init": 0.0}
+
+
+def by_output(threshold):
+    return {"kind": "kl_exit", "exit_threshold": threshold}
+
+
+@pytest.mark.parametrize(
+    ("halting", "recursion"),
+    [
+        (by_output(0.01), {"state_init": "input"}),
+        (by_output(0.003), {"state_init": "input", "L_cycles": 2}),
+        (by_output(0.02), {"state_init": "learned"}),
+        (by_output(0.02), {"state_init": "learned", "L_cycles": 2}),
+        (GATE, {"state_init": "input", "L_cycles": 2}),
+        (GATE, {"state_init": "learned"}),
+    ],
+    ids=str,
+)
+def test_tokens_that_leave_early(halting, recursion):
+    """Rows go together, and each gives what it gives alone, where deeper loops are made up for."""
+    model = roughened(looped(halting=halting, **recursion))
+    trace = model.trunk(torch.tensor([draw(40)]), loops=Loops(may_exit=True)).loops
+    assert len(trace.n_steps.unique()) > 1, "all tokens take as many steps"
     rows = row_model(model)
+    assert isinstance(rows, FusedRows)
+    assert_follows(model, rows, PROMPTS, n_steps=4)
+    rows.read(0, [draw(5, 1), draw(5, 2)])
+    want = torch.stack([logits_after(model, [*draw(5, i), 3]) for i in (1, 2)])
+    torch.testing.assert_close(rows.step([3, 3]), want, rtol=1e-9, atol=1e-9)
+
+
+def test_exits_long_before_the_last_loop_are_taken_row_by_row():
+    model = roughened(looped(halting=by_output(0.01)))
+    loops = Loops(steps=40, may_exit=True)
+    rows = row_model(model, loops=loops)
     assert isinstance(rows, PlainRows)
-    assert_follows(model, rows, PROMPTS, n_steps=3)
+    text = [1, 2, 3]
+    rows.read(0, [text[:2]])
+    want = model(torch.tensor([text]), last_only=True, loops=loops).logits[0, -1]
+    torch.testing.assert_close(rows.step(text[2:])[0], want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

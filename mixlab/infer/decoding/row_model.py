@@ -1,7 +1,7 @@
 """A language model as a table of rows: read a prompt into one, then one token for all of them.
 
-`FusedRows` takes the steps of this package. Models whose tokens leave loops early are taken row by
-row by `PlainRows`, since there every row goes its own way.
+`FusedRows` takes the steps of this package. Where tokens may leave long before the last loop that
+is asked for, `PlainRows` takes row by row, as there every row goes its own way.
 Shapes: B live rows, V vocabulary.
 """
 
@@ -48,6 +48,9 @@ CHANNEL_STEPS: dict[type, Any] = {MLP: MLPStep, MoE: MoEStep}
 """The mixers that have a form for single tokens; all others run as they are."""
 FIRST_TOKENS = 256
 """Slots of a fresh cache."""
+MAX_DEPTH = 2
+"""Up to so many times the trained depth, tokens that leave early are taken through all loops,
+which lets rows go together; beyond, what they save by leaving is worth more."""
 
 
 class RowModel(Protocol):
@@ -148,7 +151,7 @@ def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, dtype: to
 
 
 class FusedRows:
-    """Rows of a model whose layers, looped or not, are the same for every token."""
+    """Rows that go through the same layers together, looped or not."""
 
     def __init__(
         self, model: LanguageModel, prefill: Prefill, *, precision: torch.dtype | None = None
@@ -327,12 +330,12 @@ def row_model(
     the exit rule. `precision` is that of matrix products; absent, that of the weights.
     """
     recursion = model.recursion
-    if recursion is not None and loops is None:
-        loops = Loops(may_exit=True)
-    exits = recursion is not None and recursion.rule(loops, model.head_weight) is not None
-    if recursion is not None and not exits:
-        loops = loops._replace(may_exit=False)
+    deep = False
+    if recursion is not None:
+        loops = loops or Loops(may_exit=True)
+        exits = recursion.rule(loops, model.head_weight) is not None
+        trained = recursion.cfg.depth.trained_steps
+        deep = exits and (loops.steps or trained) > MAX_DEPTH * trained
+        loops = loops._replace(may_exit=exits, catches_up=exits and not deep)
     prefill = Prefill(model, loops, precision, prefix_lm=prefix_lm)
-    if exits:
-        return PlainRows(model, prefill)
-    return FusedRows(model, prefill, precision=precision)
+    return PlainRows(model, prefill) if deep else FusedRows(model, prefill, precision=precision)

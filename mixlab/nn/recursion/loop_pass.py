@@ -40,6 +40,9 @@ class Loops(NamedTuple):
     """Let tokens leave by the model's exit rule."""
     exit_threshold: float | None = None
     """In place of the configured threshold."""
+    catches_up: bool = False
+    """Take tokens that have left through all further loops at once, on the state that they left
+    with; otherwise that waits until a later token goes there."""
 
 
 class Exit(NamedTuple):
@@ -218,7 +221,7 @@ class LoopPass:
                 is_going = is_going & ~wants
             # A prompt that is read both ways goes through every loop, so that no token of it is
             # left to be caught up on alone.
-            if not is_going.any() and not is_prefix:
+            if not (is_prefix or self.loops.catches_up) and not is_going.any():
                 break
         if h is None:
             h = self._leave(0, state, e)
