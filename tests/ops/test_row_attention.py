@@ -1,7 +1,5 @@
 """Attention in short rows against the textbook formula, and its kernels where Triton is there."""
 
-import os
-
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -80,20 +78,12 @@ def test_the_operator_has_the_shapes_that_compiled_code_expects():
     assert back.is_contiguous()
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    pytest.importorskip("triton", reason="Triton is not installed here")
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is no GPU; TRITON_INTERPRET=1 runs the kernels on a CPU")
-    from mixlab.ops.row_attention import kernels
-
-    return kernels
-
-
 @pytest.mark.parametrize("turns", [True, False])
 @pytest.mark.parametrize(("length", "head_dim"), [(17, 32), (65, 32), (82, 64)])
-def test_kernels_compute_the_formula_and_its_gradient(kernels, length, head_dim, turns):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_kernels_compute_the_formula_and_its_gradient(triton_device, length, head_dim, turns):
+    from mixlab.ops.row_attention import kernels
+
+    device = triton_device
     qkv, table = example(length, head_dim, turns=turns, dtype=torch.float32, n=1, n_heads=2)
     qkv = qkv.to(device)
     angles = (None, None) if table is None else (table.cos.to(device), table.sin.to(device))

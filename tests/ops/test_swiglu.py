@@ -1,7 +1,5 @@
 """SwiGLU against its definition in float64, and its operators' shapes."""
 
-import os
-
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -44,19 +42,11 @@ def test_operators_have_the_shapes_that_compiled_code_expects():
     assert back.is_contiguous()
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    pytest.importorskip("triton", reason="Triton is not installed here")
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("there is no GPU; TRITON_INTERPRET=1 runs the kernels on a CPU")
+@pytest.mark.parametrize("n_out", [1, 96, 300])  # a tile has 8 x 256
+def test_kernels_compute_the_gate_and_its_gradient(triton_device, n_out):
     from mixlab.ops.swiglu import kernels
 
-    return kernels
-
-
-@pytest.mark.parametrize("n_out", [1, 96, 300])  # a tile has 8 x 256
-def test_kernels_compute_the_gate_and_its_gradient(kernels, n_out):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = triton_device
     torch.manual_seed(0)
     wide = torch.randn(3, 5, 2 * n_out, requires_grad=True)
     d_out = torch.randn(3, 5, n_out)
