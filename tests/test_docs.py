@@ -119,6 +119,8 @@ def commands(text: str) -> list[list[str]]:
                 words = words[: min(i for i, word in enumerate(words) if word in ("<", ">"))]
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words = words[1:]
+            if words[:1] == ["torchrun"]:  # which starts it several times
+                words = words[words.index("mixlab") :]
             if words:
                 found.append([words[0].removeprefix(".venv/bin/"), *words[1:]])
     return found
