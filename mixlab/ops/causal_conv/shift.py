@@ -42,7 +42,8 @@ def backward(
     dtail = None if tail is None else tail.new_zeros(tail.shape, dtype=taps.dtype)
     for rows, tokens in _pieces(x):
         windows = _windows(x, tail, reach, n_taps, rows, tokens)
-        dtotal = at_least_float32(torch.cat([dy[rows, tokens] for dy in dys], dim=-1))
+        pieces = [dy[rows, tokens] for dy in dys]
+        dtotal = at_least_float32(pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1))
         if silu:
             dtotal = torch.ops.aten.silu_backward(dtotal, _weighted(windows, taps))
         for lag, window in enumerate(windows):
