@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mixlab.core.run_dir import RunDir
 from mixlab.infer.generate import generate_tokens
 from mixlab.infer.sampler import SamplingConfig
@@ -73,6 +75,12 @@ def finish(
 
 def conclude(run: RunDir, session: Session, step: int, screen: Screen) -> dict[str, Any]:
     """The last words of a language model: test figures, samples, the experts' choice."""
+    # Samples and figures have forms of their own, for which compiling takes longer than running.
+    with torch.compiler.set_stance("force_eager"):
+        return _conclusion(run, session, step, screen)
+
+
+def _conclusion(run: RunDir, session: Session, step: int, screen: Screen) -> dict[str, Any]:
     with screen.task("Measuring the test split", None):
         found: dict[str, Any] = {"test": session.evaluate("test")}
     if is_looped(session):  # first, as it chooses when tokens leave

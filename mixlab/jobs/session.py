@@ -120,7 +120,9 @@ class Session:
         batches = loader.window_batches(
             n_windows, self.config.eval.batch_size, reader=world.rank, n_readers=world.size
         )
-        with nullcontext() if self.ema is None else self.ema.applied():
+        averaged = nullcontext() if self.ema is None else self.ema.applied()
+        # Blocks run uncompiled: a form of them for evaluation takes longer to make than it saves.
+        with averaged, torch.compiler.set_stance("force_eager"):
             metrics = evaluate(
                 self.model,
                 batches,
