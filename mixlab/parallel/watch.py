@@ -23,6 +23,7 @@ import torch.distributed as dist
 LEAVES, TOLD = b"L", b"T"
 KILLED_STATUS, TOLD_STATUS = 1, 2
 _KEY = "watch"
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _CONNECT_S = 300.0
 
 
@@ -40,8 +41,6 @@ class Watch:
         self._tell, self._end = tell, end
         self._has_left = threading.Event()
         self._first_told = threading.Event()
-        for connection in connections.values():
-            _keep_alive(connection)
         self._thread = threading.Thread(target=self._look, name="mixlab-ranks", daemon=True)
         self._thread.start()
 
@@ -55,6 +54,7 @@ class Watch:
         host, port = store.get(_KEY).decode().rsplit(":", 1)
         connection = socket.create_connection((host, int(port)), timeout=_CONNECT_S)
         connection.settimeout(None)
+        _keep_alive(connection)
         connection.sendall(rank.to_bytes(4, "big"))
         return cls(rank, {0: connection}, tell)
 
@@ -109,15 +109,24 @@ class Watch:
 
 
 def _accept(n: int, store: dist.Store, host: str) -> dict[int, socket.socket]:
+    """Connections by rank; whoever else connects is turned away."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server(("", 0), family=family, backlog=n) as server:
+    connections: dict[int, socket.socket] = {}
+    # A machine may know its own name as an address that others cannot reach.
+    where = host if host in _THIS_MACHINE else ""
+    with socket.create_server((where, 0), family=family, backlog=n) as server:
         server.settimeout(_CONNECT_S)
         store.set(_KEY, f"{host}:{server.getsockname()[1]}")
-        connections = {}
-        for _ in range(n):
+        while len(connections) < n:
             connection, _ = server.accept()
+            connection.settimeout(_CONNECT_S)
+            rank = int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")
+            if not 0 < rank <= n or rank in connections:
+                connection.close()
+                continue
             connection.settimeout(None)
-            connections[int.from_bytes(connection.recv(4, socket.MSG_WAITALL), "big")] = connection
+            _keep_alive(connection)
+            connections[rank] = connection
     return connections
 
 
