@@ -79,7 +79,7 @@ class ManyTensors:
         self._send_addresses([0 if g is None else g.data_ptr() for g in gradients])
         torch._foreach_add_(counts, 1.0)
         with on_device(self._table):
-            _update[(self._n_blocks,)](
+            adamw_many_tensors[(self._n_blocks,)](
                 self._table, self._gradients, self._decay, self._blocks,
                 self._decay if clip is None else clip,
                 lr, 1 - betas[0], 1 - betas[1], *map(_log, betas), eps,
@@ -162,7 +162,7 @@ def _log(beta: float) -> float:
 
 
 @triton.jit
-def _update(
+def adamw_many_tensors(
     table,  # (n, 5) int64: addresses of parameter, means and count; numbers
     gradients,  # (n,) int64 addresses, 0 where there is none
     decays,  # (n,) float32
