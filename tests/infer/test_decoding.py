@@ -5,7 +5,7 @@ import torch
 from infer.decoding_models import logits_after, roughened, shrunk_models, small, with_mixer
 from tiny_mixers import CHANNEL, SEQUENCE, cases
 
-from mixlab.infer.decoding import attention, channels, latent
+from mixlab.infer.decoding import attention, channels, key_values, latent
 from mixlab.infer.decoding.product import Product
 from mixlab.infer.decoding.row_model import FusedRows, PlainRows, row_model
 from mixlab.infer.decoding.rows import RopeTables, Rows
@@ -174,6 +174,7 @@ def test_experts_by_their_definition_run_as_they_are():
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.usefixtures("either_cache")
 def test_a_row_takes_the_place_of_another(name):
     model = roughened(RECIPES[name])
     rows = row_model(model)
@@ -188,36 +189,54 @@ def test_a_row_takes_the_place_of_another(name):
         torch.testing.assert_close(found[row], want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
 
 
+def spoil(rows, row, n_tokens):
+    """Whatever the row has kept of its first tokens becomes NaN."""
+    with torch.inference_mode():
+        for cache in rows._caches:
+            if isinstance(cache, key_values.ColumnCache):
+                cache.k[row, :, :n_tokens] = cache.v[row, :, :, :n_tokens] = torch.nan
+            else:
+                cache.kv[:, row, :, :n_tokens] = torch.nan
+
+
+def is_clean(rows):
+    """Whether everything that is kept is finite: a recorded step sees all slots."""
+    kept = [part for cache in rows._caches for part in vars(cache).values()]
+    return all(part.isfinite().all() for part in kept if isinstance(part, torch.Tensor))
+
+
+@pytest.fixture(params=["ColumnCache", "KeyValueCache"])
+def either_cache(request, monkeypatch):
+    """Of a CPU, and of a GPU."""
+    monkeypatch.setattr(attention, "ColumnCache", getattr(key_values, request.param))
+
+
+@pytest.mark.usefixtures("either_cache")
 def test_a_row_of_nan_does_not_outlive_its_text():
     """0 * NaN is NaN, so what a mask hides must not be a NaN."""
     model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
     rows = row_model(model)
     rows.read(0, [[1] * 20])
     rows.read(1, [[2] * 3])
-    with torch.inference_mode():
-        for cache in rows._caches:
-            cache.kv[:, 0, :, :20] = torch.nan
+    spoil(rows, 0, 20)
     rows.read(0, [[3, 4]])
     found = rows.step([5, 6])
     torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
-    assert all(cache.kv.isfinite().all() for cache in rows._caches), (
-        "a recorded step sees all slots"
-    )
+    assert is_clean(rows)
 
 
+@pytest.mark.usefixtures("either_cache")
 def test_no_nan_is_left_where_rows_have_moved():
     model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
     rows = row_model(model)
     for row, n_tokens in enumerate([30, 5, 3]):
         rows.read(row, [[1] * n_tokens])
     rows.step([1, 1, 1])
-    with torch.inference_mode():
-        for cache in rows._caches:
-            cache.kv[:, 0, :, :31] = torch.nan
+    spoil(rows, 0, 31)
     rows.move(2, 0)  # the longest text has gone; its slots are not all taken
     rows.step([1, 1])
     rows.read(0, [[3, 4]])
-    assert all(cache.kv[:, 0].isfinite().all() for cache in rows._caches)
+    assert is_clean(rows)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -225,8 +244,9 @@ def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
     """Fixed places, rows rounded up, all slots: as on a GPU, here without recording."""
     model = roughened(RECIPES[name])
     rows = row_model(model, loops=None if model.recursion is None else Loops())
-    monkeypatch.setattr(attention, "attend", attention.attend_by_products)
-    monkeypatch.setattr(latent, "attend", attention.attend_by_products)
+    monkeypatch.setattr(attention, "ColumnCache", key_values.KeyValueCache)
+    monkeypatch.setattr(key_values, "attend", key_values.attend_by_products)
+    monkeypatch.setattr(latent, "attend", key_values.attend_by_products)
     monkeypatch.setattr(channels.MoEStep, "_chosen", channels.MoEStep._all)
     texts = [list(text) for text in PROMPTS]
     for i, text in enumerate(texts):
@@ -285,6 +305,24 @@ def test_a_state_that_does_not_grow_does_not_grow():
     assert bytes_held(rows) == before
 
 
+def test_values_have_few_slots_to_spare():
+    """Their rows follow each other closely, and are seldom copied."""
+    mixer = {"kind": "attention", **SEQUENCE["attention"]["grouped"]}
+    model = roughened(small(mixer, max_seq_len=700))
+    rows = row_model(model)
+    text = draw(300)
+    rows.read(0, [text])
+    room = []
+    for token in draw(200, seed=1):
+        rows.step([token])
+        room.append(rows._caches[0].v.shape[3])
+    assert len(set(room)) <= 4
+    spare = [slots - n for n, slots in enumerate(room, start=301)]
+    assert min(spare) >= 0 and max(spare) <= 80
+    want = logits_after(model, [*text, *draw(200, seed=1), 7])
+    torch.testing.assert_close(rows.step([7])[0], want, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("window", [1, 3, 64])
 def test_a_window_holds_no_more_than_the_window(window):
     mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"], "window": window}
@@ -293,7 +331,8 @@ def test_a_window_holds_no_more_than_the_window(window):
     rows.read(0, [draw(50)])
     for token in draw(30):
         rows.step([token])
-    assert all(cache.kv.shape[3] <= max(window, 1) for cache in rows._caches)
+    assert all(cache.k.shape[2] <= max(window, 1) for cache in rows._caches)
+    assert all(cache.v.shape[3] <= max(window, 1) for cache in rows._caches)
     want = logits_after(model, [*draw(50), *draw(30), 7])
     torch.testing.assert_close(rows.step([7])[0], want, rtol=1e-9, atol=1e-9)
 
@@ -305,7 +344,7 @@ def test_caches_grow_by_doubling():
     room = []
     for n_tokens in range(1, 2001):
         rows.reserve(1, n_tokens)
-        room.append(rows._caches[0].kv.shape[3])
+        room.append(rows._caches[0].k.shape[2])
     assert sorted(set(room)) == [256, 512, 1024, 2000]
     assert all(n_slots >= n for n, n_slots in enumerate(room, start=1))
 

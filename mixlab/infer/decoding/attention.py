@@ -1,80 +1,26 @@
 """Single tokens through softmax attention, with keys and values in a cache that stays in place.
 
-With a window the cache is a ring of that many slots: keys come turned, so their order in it does
-not matter. Query heads that share keys are queries of one head, so nothing is repeated for them.
+Query heads that share keys are queries of one head, so nothing is repeated for them.
 Channels of queries and keys stand in the order in which those that turn together are neighbours:
 a product of the two does not notice. The scale of the scores is in the weights of the queries.
 Shapes: B rows, S slots, H query heads, G key-value heads, K head_dim.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mixlab.infer.decoding.key_values import ColumnCache, KeyValueCache
 from mixlab.infer.decoding.rows import Rows, pair_order, turn
 from mixlab.infer.decoding.steps import (
     Projection,
-    RowCache,
     SequenceStep,
     Unit,
     fused,
-    grown,
     output,
 )
 from mixlab.nn.norm import RMSNorm
-from mixlab.nn.sequence_mixers.attention import Attention, AttentionState
+from mixlab.nn.sequence_mixers.attention import Attention
 from mixlab.ops.dtypes import at_least_float32
-
-
-class KeyValueCache(RowCache):
-    """Turned keys and values of every row, in slots; a ring where there is a window."""
-
-    def __init__(
-        self, like: Tensor, n_heads: int, width: int, window: int | None, order: Tensor | None
-    ) -> None:
-        self.window, self._order = window, order
-        self.kv = like.new_zeros(2, 0, n_heads, 0, width)  # (2, rows, G, S, K)
-
-    def reserve(self, n_rows: int, n_tokens: int) -> None:
-        n_slots = n_tokens if self.window is None else min(n_tokens, self.window)
-        _, rows, heads, slots, width = self.kv.shape
-        if n_rows > rows or n_slots > slots:
-            self.kv = grown(self.kv, (2, max(rows, n_rows), heads, max(slots, n_slots), width))
-
-    def put(self, row: int, state: AttentionState, n_before: int) -> None:
-        n_rows, n_kept = state.k.shape[:2]
-        k, v = state.k, state.v  # (B, S, G, K)
-        if self.window is not None and state.n_seen > self.window:
-            k, v = (part.roll(state.n_seen % self.window, 1) for part in (k, v))
-        if self._order is not None:
-            k = k[..., self._order]
-        places = self.kv[:, row : row + n_rows]
-        for place, kept in zip(places, (k, v), strict=True):  # (B, G, S, K)
-            copy_heads(kept.transpose(1, 2), place[:, :, :n_kept])
-        if n_before > n_kept:
-            places[..., n_kept:n_before, :] = 0
-
-    def move(self, source: int, target: int, n_tokens: int) -> None:
-        self.kv[:, target, :, :n_tokens] = self.kv[:, source, :, :n_tokens]
-
-    def row_bytes(self, n_tokens: int) -> int:
-        n_slots = n_tokens if self.window is None else min(n_tokens, self.window)
-        return 2 * n_slots * self.kv.shape[2] * self.kv.shape[4] * self.kv.itemsize
-
-    def add(self, kv: Tensor, rows: Rows) -> None:
-        """Write (B, 2, G, K), the current tokens' keys and values, to their slots."""
-        if rows.position is not None:
-            slot = rows.position if self.window is None else rows.position % self.window
-            self.kv[:, : len(rows), :, slot] = kv.transpose(0, 1)
-            return
-        slots = rows.n_seen if self.window is None else rows.n_seen % self.window
-        self.kv[:, rows.index, :, slots] = kv
-
-    def read(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values (B, G, S, K) of all slots that any row uses, and the mask over them."""
-        n_slots = rows.n_keys if self.window is None else min(rows.n_keys, self.window)
-        kept = self.kv[:, : len(rows), :, :n_slots]
-        return kept[0], kept[1], rows.mask(n_slots)
 
 
 class AttentionStep(SequenceStep):
@@ -130,7 +76,8 @@ class AttentionStep(SequenceStep):
 
     def new_cache(self) -> KeyValueCache:
         cfg = self.cfg
-        return KeyValueCache(self.empty, cfg.kv_heads, cfg.head_dim, cfg.window, self.order)
+        kind = ColumnCache if self.empty.device.type == "cpu" else KeyValueCache
+        return kind(self.empty, cfg.kv_heads, cfg.head_dim, cfg.window, self.order)
 
     def __call__(self, x: Tensor, cache: KeyValueCache, rows: Rows) -> Tensor:
         cfg, n_rows = self.cfg, len(rows)
@@ -142,12 +89,11 @@ class AttentionStep(SequenceStep):
             wide = self.projection.wide
             turn(qk, rows.rotation(cfg.rope_dim, cfg.rope_theta, wide))
         last = self.n_qk + cfg.kv_heads
-        cache.add(heads[:, cfg.n_heads : last].view(n_rows, 2, cfg.kv_heads, cfg.head_dim), rows)
-        k, v, mask = cache.read(rows)
-        q = heads[:, : cfg.n_heads].view(n_rows, cfg.kv_heads, -1, cfg.head_dim)
-        o = attend(q, k, v, mask).reshape(n_rows, -1)  # (B, HK)
+        q, kv, gate = heads.tensor_split([cfg.n_heads, last], dim=1)
+        cache.add(kv.view(n_rows, 2, cfg.kv_heads, cfg.head_dim), rows)
+        o = cache.attend(q.view(n_rows, cfg.kv_heads, -1, cfg.head_dim), rows)  # (B, HK)
         if cfg.output_gate:
-            o = o * heads[:, last:].flatten(1).sigmoid()
+            o = o * gate.flatten(1).sigmoid()
         return self.output.add_to(x, o)
 
     def _normalize(self, qk: Tensor) -> None:
@@ -165,36 +111,3 @@ class AttentionStep(SequenceStep):
             qk.mul_(scale).mul_(self.qk_scale)
         else:
             qk.copy_(at_least_float32(qk) * scale * self.qk_scale)
-
-
-def copy_heads(source: Tensor, target: Tensor) -> None:
-    """Copy (..., K), K numbers at a time in one order of the rest into another one."""
-    if source.is_cuda and source.dtype == target.dtype:
-        # A GPU copies number by number where the orders differ; so let 16 bytes be a number.
-        n = 16 // source.itemsize
-        if all(
-            part.stride(-1) == 1
-            and part.shape[-1] % n == 0
-            and not any(place % n for place in (part.storage_offset(), *part.stride()[:-1]))
-            for part in (source, target)
-        ):
-            source, target = source.view(torch.complex128), target.view(torch.complex128)
-    target.copy_(source)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Every query (B, G, n, K) over all slots (B, G, S, K) that the mask (B, 1, 1, S) leaves."""
-    if q.is_cuda:
-        return attend_by_products(q, k, v, mask)
-    if mask is not None:
-        mask = mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
-
-
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same as two products, which a GPU cuts along the slots; a fused kernel gives a block to
-    each head of a row, and a single query leaves most of the device without work."""
-    scores = at_least_float32(q @ k.mT)
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(dim=-1).to(v.dtype) @ v

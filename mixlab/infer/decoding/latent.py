@@ -8,7 +8,7 @@ Shapes: B rows, S slots, H heads, L kv_lora_rank, N qk_nope_head_dim, R qk_rope_
 import torch
 from torch import Tensor
 
-from mixlab.infer.decoding.attention import attend
+from mixlab.infer.decoding.key_values import attend
 from mixlab.infer.decoding.rows import Rows, turn
 from mixlab.infer.decoding.steps import (
     Projection,
