@@ -286,8 +286,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--readme",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="only write a finished run's tables into benchmarks/README.md",
+        default=[],
+        help="only write the tables of finished runs into benchmarks/README.md",
     )
     return parser  # fmt: skip
 

@@ -96,7 +96,8 @@ def _contenders(found: Found) -> str:
             continue
         mfu = ""
         if "flops_per_token" in row:
-            share = row["flops_per_token"] * times["tokens_per_s"] / found["matmul_flops"]
+            rate = row.get("matmul_flops", found["matmul_flops"])
+            share = row["flops_per_token"] * times["tokens_per_s"] / rate
             mfu = f"{share:.3f}"
         peak = row.get("peak_bytes")
         lines.append([
@@ -175,8 +176,10 @@ def write_tables(readme: Path, runs: Sequence[Found]) -> None:
 def joined(runs: Sequence[Found]) -> Found:
     """Runs on the same kind of machine as one, workloads in their usual order."""
     order = [workload.key for workload in WORKLOADS]
-    rows = sorted((row for run in runs for row in run["rows"]),
-                  key=lambda row: order.index(row["workload"]))  # fmt: skip
+    rows = sorted(
+        ({"matmul_flops": run["matmul_flops"]} | row for run in runs for row in run["rows"]),
+        key=lambda row: order.index(row["workload"]),
+    )
     names = [(row["workload"], row["contender"]) for row in rows]
     if len(set(names)) < len(names):
         raise ValueError(f"measured twice: {sorted({n for n in names if names.count(n) > 1})}")

@@ -1,6 +1,7 @@
 """What the GPU benchmarks do without a GPU: refuse in a paragraph, know the shapes, make tables."""
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,17 @@ def test_the_readme_has_a_place_for_every_table(benchmark):
     page = (FOLDER / "README.md").read_text()
     for kind in (tables.SPEEDS, tables.FIRST_STEPS):
         tables.between_marks(page, kind, "")
+
+
+def test_the_readme_shows_the_kept_results(benchmark):
+    tables = benchmark("training_tables")
+    page = (FOLDER / "README.md").read_text()
+    for kind, table in (
+        (tables.SPEEDS, tables.speed_tables),
+        (tables.FIRST_STEPS, tables.first_step_table),
+    ):
+        found = json.loads((FOLDER / "results" / f"{kind}.json").read_text())
+        assert tables.between_marks(page, kind, table(found)) == page
 
 
 def test_the_readme_names_every_benchmark():
