@@ -76,8 +76,9 @@ class Refinement:
         draw = partial(_draw, stream, model.cfg.halting, batch_size, self._rows, seed, self._device)
         self._ahead = Ahead(draw, batch_size, self._device)
         self._replay: Replayer | None = None
-        if self._device.type == "cuda" and world.size == 1 and cuda_graphs is not False:
-            self.replay_by(partial(Replayer, always=cuda_graphs is True))
+        # Only when told: with the larger of the recipes, launching does not limit.
+        if self._device.type == "cuda" and world.size == 1 and cuda_graphs is True:
+            self.replay_by(partial(Replayer, always=True))
 
     # --- the contract ---------------------------------------------------------------------------
 
