@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mixlab.core import units
 
 if TYPE_CHECKING:
-    from mixlab.jobs.train import RunResult
+    from mixlab.jobs.sitting import RunResult
 
 SAMPLE_CHARS = 600
 PROMPT_CHARS = 24

@@ -18,7 +18,8 @@ from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.ranks import locked, made_by_first
 from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
-from mixlab.jobs.train import RunResult, refuse_other_text, run_sitting
+from mixlab.jobs.sitting import RunResult, run_sitting
+from mixlab.jobs.train import refuse_other_text
 from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.config import TrainConfig

@@ -117,6 +117,8 @@ class RunRecorder:
 class FollowingRecorder:
     """What ranks other than the first do: they give their part of checkpoints, and say nothing."""
 
+    first_step_s = None  # which the first rank knows
+
     def __init__(self, session: Session) -> None:
         self._session = session
 

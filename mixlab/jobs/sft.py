@@ -26,7 +26,8 @@ from mixlab.jobs.recorder import LOGS
 from mixlab.jobs.run_tokenizer import BASE, at_home
 from mixlab.jobs.screen import PlainScreen, Screen
 from mixlab.jobs.session import Session, open_session, prepare_data
-from mixlab.jobs.train import RunResult, find_checkpoint, run_sitting, settle
+from mixlab.jobs.sitting import RunResult, run_sitting
+from mixlab.jobs.train import find_checkpoint, settle
 from mixlab.jobs.trained import TrainedModel, open_trained
 from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints

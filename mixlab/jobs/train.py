@@ -1,60 +1,32 @@
 """Train a config into a run folder, or go on with a run: the composition root of training."""
 
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mixlab.core.config import diff, dump_yaml, override, read_yaml, to_tree
 from mixlab.core.errors import CheckpointError, ConfigError, RunError
-from mixlab.core.provenance import command_line, environment
 from mixlab.core.recipes import load_recipe
 from mixlab.core.run_dir import RunDir
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config, load_config
-from mixlab.jobs.court.session import kernels_of_run
-from mixlab.jobs.device import Hardware, describe, settle_hardware
-from mixlab.jobs.finish import finish, finish_failed
-from mixlab.jobs.kinds import AnyData, AnySession, kind_of
+from mixlab.jobs.device import Hardware, settle_hardware
+from mixlab.jobs.kinds import AnyData, kind_of
 from mixlab.jobs.memory import (
     fit_memory,
-    is_out_of_memory,
-    limit_memory,
-    out_of_memory,
     told_of_memory,
 )
-from mixlab.jobs.ranks import launched, locked, made_by_first
-from mixlab.jobs.recorder import FollowingRecorder, RunRecorder, restore
+from mixlab.jobs.ranks import locked, made_by_first
 from mixlab.jobs.run_tokenizer import at_home, changed_facts, repair_description
 from mixlab.jobs.screen import PlainScreen, Screen
-from mixlab.jobs.signals import stop_on_signals
+from mixlab.jobs.sitting import RunResult, run_sitting
 from mixlab.jobs.standing import going_on, last_summary
 from mixlab.parallel import ALONE, World
 from mixlab.training import checkpoint as checkpoints
 from mixlab.training.length import Length
-from mixlab.training.loop import NonFiniteLossError, Progress, train
-from mixlab.training.mirrors import MirroredRun, Mirrors, check_mirrors
+from mixlab.training.loop import Progress
+from mixlab.training.mirrors import check_mirrors
 
 RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a sitting ended."""
-
-    run: RunDir
-    status: str  # "finished", "stopped early" or "interrupted"
-    summary: dict[str, Any]
-    signal: int | None = None  # that ended it, if one did
-
-    @property
-    def is_told(self) -> bool:
-        """Whether this process is the one that tells of it; other ranks have no summary."""
-        return bool(self.summary)
 
 
 def start_run(
@@ -188,140 +160,6 @@ def find_checkpoint(run: RunDir, at_step: int | None) -> checkpoints.Checkpoint 
         kept = ", ".join(map(str, steps)) or "none"
         raise CheckpointError(f"--at-step {step}: expected the step of a kept checkpoint: {kept}.")
     return checkpoints.load(checkpoints.step_path(run.checkpoints_path, step), device="cpu")
-
-
-def run_sitting(
-    run: RunDir,
-    config: AnyRunConfig,
-    data: AnyData,
-    hardware: Hardware,
-    progress: Progress,
-    checkpoint: checkpoints.Checkpoint | None,
-    screen: Screen,
-    command: str | None,
-) -> RunResult:
-    """Train from `progress` until the end, a signal or an error, in a folder that is locked."""
-    limit_memory(config.train, hardware)
-    with torch.random.fork_rng(hardware.gpus):
-        # Before the model takes its memory.
-        kernels = kernels_of_run(run, config, hardware, screen)
-        hardware = hardware._replace(kernels=kernels)
-        torch.manual_seed(config.seed)
-        session = kind_of(config).open_session(config, data, hardware)
-        world = hardware.world
-        command = command or launched(command_line(sys.argv), world)
-        if world.is_first:
-            _record_start(run, session, command, progress)
-            kind_of(config).check_before_training(run, session, screen)
-        mirrors = Mirrors.open(
-            config.log.mirrors if world.is_first else (),
-            MirroredRun(
-                name=run.name, path=run.path, config=to_tree(config), is_resumed=progress.step > 0
-            ),
-            warn=_keep(session.notes, screen),
-        )
-        n_steps = int(config.train.length.amount)
-        recorder = (
-            RunRecorder(run, session, screen, mirrors, n_steps)
-            if world.is_first
-            else FollowingRecorder(session)
-        )
-        plan = session.plan(n_steps)
-        # The last thing before training: whatever runs in between could draw random numbers.
-        restore(run, session, checkpoint)
-        recorder.tidy(progress)
-        for note in session.notes if progress.step == 0 else []:
-            screen.note(note)
-
-        def evaluate() -> dict[str, Any]:
-            with screen.task("Measuring the validation loss", None):
-                return session.evaluate()
-
-        try:
-            with stop_on_signals(screen.note) as stop:
-                outcome = train(
-                    session.objective,
-                    session.optimizer,
-                    session.ema,
-                    plan,
-                    progress,
-                    evaluate=evaluate,
-                    recorder=recorder,
-                    is_stop_requested=lambda: world.any(stop()),
-                    clock=time.monotonic,
-                )
-                recorder.settle()  # before anything says that the run has ended
-        except NonFiniteLossError as error:
-            recorder.close()  # the last good checkpoint may still be on its way
-            if world.is_first:
-                error = _with_way_out(run, error)
-                finish_failed(run, session, str(error), command)
-            raise error from None
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            recorder.close()
-            told = out_of_memory(config, error)
-            if world.is_first:
-                finish_failed(run, session, str(told), command)
-            raise told from None
-        finally:
-            session.objective.close()
-            recorder.close()
-            mirrors.close()
-        signal = stop.signal if outcome.status == "interrupted" else None
-        session = session.alone()
-        world.leave()
-        if not world.is_first:
-            return RunResult(run, outcome.status, {}, signal)
-        conclude = kind_of(config).conclude
-        summary = finish(
-            run,
-            session,
-            outcome,
-            command,
-            screen,
-            conclude=conclude,
-            first_step_s=recorder.first_step_s,
-        )
-        return RunResult(run, outcome.status, summary, signal)
-
-
-def _keep(notes: list[str], screen: Screen) -> Callable[[str], None]:
-    """Tell a warning to the person at the screen and to the reader of the report."""
-
-    def warn(message: str) -> None:
-        notes.append(message)
-        screen.note(message)
-
-    return warn
-
-
-def _record_start(run: RunDir, session: AnySession, command: str, progress: Progress) -> None:
-    hardware = session.hardware
-    device = {**describe(hardware.device), "n_ranks": hardware.world.size}
-    facts = environment(command, {**device, "optimizer": session.optimizer.kernel})
-    if progress.step == 0 or not run.environment_path.exists():
-        run.write_json("environment.json", facts)
-        run.write_json("data.json", session.data.manifest)
-        session.save_assets(run)
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    run.append(
-        "sittings.jsonl", {"from_step": progress.step, "started": started, "environment": facts}
-    )
-
-
-def _with_way_out(run: RunDir, error: NonFiniteLossError) -> NonFiniteLossError:
-    """The error with the last good checkpoint and what to try named."""
-    good = checkpoints.newest_good(run.checkpoints_path)
-    where = "there is no checkpoint yet"
-    if good is not None:
-        where = f"the last good checkpoint is {good}"
-    text = (
-        f"{error} Training stopped; {where}. Try a lower train.optimizer.lr, a longer "
-        "train.schedule.warmup_steps, or train.precision=fp32."
-    )
-    return NonFiniteLossError(text)
 
 
 def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -> None:

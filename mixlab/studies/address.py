@@ -10,9 +10,10 @@ import mixlab
 from mixlab.core.config import digest
 from mixlab.core.provenance import checkout, package_versions
 
-_PACKAGES = ("ops", "nn", "data", "tasks", "training", "evals")
+_PACKAGES = ("ops", "nn", "data", "tasks", "parallel", "training", "evals")
 _FILES = (
     "jobs/train.py",
+    "jobs/sitting.py",
     "jobs/session.py",
     "jobs/device.py",
     "jobs/refine/session.py",

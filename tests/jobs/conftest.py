@@ -8,7 +8,8 @@ import pytest
 from screens import Quiet
 from tiny_runs import NOISY, Signalling
 
-from mixlab.jobs.train import RunResult, resume_run, start_run
+from mixlab.jobs.sitting import RunResult
+from mixlab.jobs.train import resume_run, start_run
 
 
 @pytest.fixture(autouse=True)
