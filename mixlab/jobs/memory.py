@@ -161,8 +161,9 @@ class _Trials:
         most = min(train.micro_batch_size or share, share)
         sizes = [n for n in range(1, most + 1) if share % n == 0]
         free, _ = torch.cuda.mem_get_info(device)
-        memory = train.memory * GB if isinstance(train.memory, float) else free
-        memory = min(memory, free + torch.cuda.memory_reserved(device))
+        memory = free + torch.cuda.memory_reserved(device)  # what this process can come to hold
+        if isinstance(train.memory, float):
+            memory = min(memory, train.memory * GB)
         try:
             model, state = self._built(memory)
             found = choose(

@@ -7,7 +7,7 @@ import torch
 from screens import Quiet
 
 from mixlab.core.errors import ConfigError
-from mixlab.jobs import kinds
+from mixlab.jobs import kinds, memory
 from mixlab.jobs.config import load_config
 from mixlab.jobs.device import Hardware
 from mixlab.jobs.memory import Trial, choose, fit_memory
@@ -137,3 +137,86 @@ def test_a_refiner_says_why_not():
     for key, value in (("memory", "auto"), ("activation_checkpointing", "true")):
         with pytest.raises(ConfigError, match=rf"train\.{key}.*carry belongs to the whole batch"):
             load_config("sudoku-4x4", [f"train.{key}={value}"])
+
+
+class MadeUpCard:
+    """CUDA's questions about memory, answered for a card that is not there."""
+
+    def __init__(self, monkeypatch, *, total, base, per_sequence, saving=0.25):
+        self.total, self.base, self.peak = total, base, base
+        self.per_sequence, self.saving, self.tried = per_sequence, saving, []
+        self._accumulate = memory.accumulate_gradients
+        answers = {
+            "mem_get_info": lambda device: (total - base, total),
+            "memory_reserved": lambda device: base,
+            "max_memory_allocated": lambda device: self.peak,
+            "reset_peak_memory_stats": lambda device: setattr(self, "peak", base),
+            "synchronize": lambda device: None,
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+        self.now_s = 0.0
+        monkeypatch.setattr(memory.time, "perf_counter", lambda: self.now_s)
+        monkeypatch.setattr(memory, "accumulate_gradients", self.accumulate)
+        monkeypatch.setattr(memory.MicroBatch, "of", lambda batch, pinned: self.unpinned(batch))
+
+    unpinned = staticmethod(memory.MicroBatch.of)
+
+    def accumulate(self, model, batches, **settings):
+        n = len(batches[0].batch.tokens)
+        self.tried.append((n, model.recomputes))
+        self.now_s += n * (1.3 if model.recomputes else 1.0)
+        each = self.per_sequence * (self.saving if model.recomputes else 1)
+        self.peak = max(self.peak, round(self.base + n * each))
+        if self.peak > self.total:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self._accumulate(model, batches, **settings)
+
+
+def tried_on(card_of, tiny_recipe, *settings):
+    """What the trials of a real model choose, on a card with made-up memory."""
+    config = load_config(str(tiny_recipe), ["train.batch_size=8", "train.memory=auto", *settings])
+    card = card_of()
+    hardware = Hardware(torch.device("cpu"), "fp32")
+    return card, memory._Trials(config, hardware).choice()
+
+
+@pytest.mark.parametrize(
+    ("total", "choice"), [(1e9, (8, False)), (0.5e9, (4, False)), (0.22e9, (4, True))]
+)
+def test_trials_of_a_real_model(total, choice, tiny_recipe, monkeypatch):
+    def card_of():
+        return MadeUpCard(monkeypatch, total=total, base=0.1e9, per_sequence=0.08e9)
+
+    settings = ["train.activation_checkpointing=true"] if choice[1] else []
+    card, found = tried_on(card_of, tiny_recipe, *settings)
+    assert (found.micro_batch_size, found.recomputes) == choice
+    assert found.trial.n_bytes <= 0.92 * total and found.trial.seconds > 0
+    assert card.tried.count((choice[0], choice[1])) == 2  # one to warm up, one that counts
+
+
+def test_a_model_that_cannot_fit_is_refused(tiny_recipe, monkeypatch):
+    def card_of():
+        return MadeUpCard(monkeypatch, total=0.12e9, base=0.1e9, per_sequence=0.2e9)
+
+    with pytest.raises(ConfigError, match=r"train\.memory = 'auto': expected enough for the model"):
+        tried_on(card_of, tiny_recipe)
+
+
+def test_what_was_chosen_is_settled_and_told(tiny_recipe, monkeypatch):
+    experts = "{kind: moe, n_experts: 4, n_active_experts: 2, d_expert: 8}"
+    config = load_config(
+        str(tiny_recipe), [f"model.blocks.full.channel_mixer={experts}", "train.memory=24"]
+    )
+    limits = []
+    monkeypatch.setattr(memory, "limit_memory", lambda train, hardware: limits.append(train.memory))
+    choice = memory.Choice(2, True, Trial(3 * memory.GB, 0.1))
+    monkeypatch.setattr(memory._Trials, "choice", lambda self: choice)
+    screen = Quiet()
+    fitted = fit_memory(config, Hardware(torch.device("cuda"), "bf16"), screen)
+    assert limits == [24.0]
+    assert (fitted.train.micro_batch_size, fitted.train.activation_checkpointing) == (2, True)
+    assert fitted.train.memory == 24.0  # whoever resumes is held to it as well
+    [note] = screen.notes
+    assert "in 2 passes of 2 sequences, activations computed again" in note and "3.0 GiB" in note
+    assert "balance loss" in note
