@@ -28,7 +28,13 @@ from mixlab.nn.sequence_mixers.base import (
 )
 from mixlab.nn.short_conv import ShortConv
 from mixlab.ops.dtypes import at_least_float32, autocast_once
-from mixlab.ops.gated_delta_rule import Backend, gated_delta_rule, pick_backend, step_backend
+from mixlab.ops.gated_delta_rule import (
+    KERNELS,
+    Backend,
+    gated_delta_rule,
+    pick_backend,
+    step_backend,
+)
 from mixlab.ops.packing import Packing
 
 
@@ -56,9 +62,9 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the output norm."""
     backend: Literal["auto", "recurrent", "chunked", "triton", "fla", "flash_qla"] = "auto"
-    """Kernel of the recurrence. `auto` is settled by device and dtype alone, see `backend_for`; any
-    other is that one or an error. Decoding takes single tokens by the recurrence itself."""
-
+    """Kernel of the recurrence. `auto` is settled by device, dtype and widths, and when a run starts
+    on a GPU by trial; any other is that one or an error. A model that reads and writes text takes a
+    kernel that fits, and single tokens by the recurrence itself."""
     conv_backend: Literal["auto", "shift", "triton", "reference"] = "auto"
     """Kernel of the convolution: `triton` (NVIDIA GPU), `shift` (plain PyTorch) or `reference`, in
     the same way."""
@@ -103,6 +109,12 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
             self.backend, device, dtype, k_dim=self.head_dim, v_dim=self.v_dim,
             b_max=2.0 if self.allow_neg_eigval else 1.0, preferred=preferred,
         )  # fmt: skip
+
+    def portable(self) -> "GatedDeltaNetConfig":
+        change = {"backend": "auto"} if self.backend in KERNELS else {}
+        if self.conv_backend == "triton":
+            change["conv_backend"] = "auto"
+        return self.model_copy(update=change)
 
     def shrunk(self, len_frac: float) -> "GatedDeltaNetConfig":
         heads = min(self.n_heads, 2)
@@ -249,7 +261,7 @@ class GatedDeltaNet(SequenceMixer):
         return -at_least_float32(self.A_log).exp() * dt, b
 
     def _backend(self, v: Tensor, *, is_continued: bool) -> Backend:
-        cfg = self.cfg
+        cfg = self.cfg.portable() if is_continued else self.cfg
         backend = cfg.backend_for(v.device, v.dtype, self.preferred)
         if is_continued and v.shape[1] == 1:
             # For one token the matrix form has nothing to gain.
