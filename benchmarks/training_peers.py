@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_workloads import Contender, Workload, peer_settings
+from training_workloads import Contender, Shape, Workload
 
 from mixlab.data.synthetic import RandomText
 from mixlab.jobs import bench
@@ -24,6 +24,53 @@ CLASSES = {
     "qwen3_moe": ("transformers", "Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
     "deepseek_v3": ("transformers", "DeepseekV3Config", "DeepseekV3ForCausalLM"),
 }
+
+
+def peer_settings(family: str, s: Shape) -> dict[str, Any]:
+    """The arguments of a peer's own config class for a shape."""
+    common = {
+        "vocab_size": s.vocab,
+        "hidden_size": s.width,
+        "num_hidden_layers": s.layers,
+        "max_position_embeddings": max(2048, s.length),
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
+    if family == "fla":
+        at = s.attention_at or (range(s.layers) if not s.linear_heads else ())
+        return common | {
+            "num_heads": s.linear_heads or s.heads,
+            "head_dim": s.linear_head_dim or s.head_dim,
+            "expand_v": 1.0,
+            "intermediate_size": s.d_ff,
+            "attn": {
+                "layers": list(at), "num_heads": s.heads, "num_kv_heads": s.heads,
+                "window_size": 2048, "qkv_bias": False, "rope_theta": 10000.0,
+            },
+        }  # fmt: skip
+    common |= {"num_attention_heads": s.heads, "attn_implementation": "sdpa"}
+    if family == "llama":
+        return common | {"intermediate_size": s.d_ff}
+    if family == "qwen3_moe":
+        return common | {
+            "num_key_value_heads": s.heads,
+            "head_dim": s.head_dim,
+            "num_experts": s.experts,
+            "num_experts_per_tok": s.active_experts,
+            "moe_intermediate_size": s.d_ff,
+            "norm_topk_prob": True,
+        }
+    return common | {
+        "num_key_value_heads": s.heads,
+        "q_lora_rank": s.rank,
+        "kv_lora_rank": s.rank,
+        "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": s.head_dim,
+        "v_head_dim": s.head_dim,
+        "intermediate_size": s.d_ff,
+        "first_k_dense_replace": s.layers,
+        "attention_bias": True,
+    }
 
 
 class Peer:
