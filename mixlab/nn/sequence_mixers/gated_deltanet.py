@@ -62,9 +62,9 @@ class GatedDeltaNetConfig(SequenceMixerConfig):
     norm_eps: PositiveFloat = 1e-6
     """Epsilon of the output norm."""
     backend: Literal["auto", "recurrent", "chunked", "triton", "fla", "flash_qla"] = "auto"
-    """Kernel of the recurrence. `auto` is settled by device, dtype and widths, and when a run starts
-    on a GPU by trial; any other is that one or an error. A model that reads and writes text takes a
-    kernel that fits, and single tokens by the recurrence itself."""
+    """Kernel of the recurrence. `auto` is settled by device, dtype and widths, and when a run
+    starts on a GPU by trial; any other is that one or an error. A model that reads and writes text
+    takes a kernel that fits, and single tokens by the recurrence itself."""
     conv_backend: Literal["auto", "shift", "triton", "reference"] = "auto"
     """Kernel of the convolution: `triton` (NVIDIA GPU), `shift` (plain PyTorch) or `reference`, in
     the same way."""
