@@ -10,14 +10,13 @@ _REST: dict[str, Callable[[Any], Any]] = {
     # Noise of training: two calls are compared, which must not differ by chance.
     "dropout": lambda value: 0.0,
     "router_noise_std": lambda value: 0.0,
-    # These kernels know neither a CPU nor float64; `auto` takes plain PyTorch there.
-    "backend": lambda value: "auto" if value in ("triton", "fla", "flash_qla") else value,
 }
 
 
 def quiet(config: LanguageModelConfig) -> LanguageModelConfig:
     """The same model without dropout and router noise, on kernels that run anywhere."""
-    return decode(LanguageModelConfig, _replace(to_tree(config)))
+    # Kernels know neither a CPU nor float64.
+    return decode(LanguageModelConfig, _replace(to_tree(config.portable())))
 
 
 def _replace(node: Any) -> Any:

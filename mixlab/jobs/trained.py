@@ -199,7 +199,7 @@ def open_trained(
     tokenizer = open_tokenizer(run)
     is_training = is_in_use(run)
     loaded = _load(run, which, is_training)
-    model = build_model(config.model, config.seed)
+    model = build_model(config.model.portable(), config.seed)
     checkpoints.load_module(model, loaded.tensors["model"])
     if "ema" in loaded.tensors:
         copy_exactly(dict(model.named_parameters()), loaded.tensors["ema"], "the averaged weights")

@@ -96,6 +96,14 @@ class LanguageModelConfig(Config):
         found = [getattr(mixer, "window", None) for mixer in mixers if mixer.reads_both_ways]
         return {None if w is None or w >= seq_len else w for w in found}
 
+    def portable(self) -> "LanguageModelConfig":
+        """The same with kernels that run anywhere, see `SequenceMixerConfig.portable`."""
+        blocks = {
+            name: block.model_copy(update={"sequence_mixer": block.sequence_mixer.portable()})
+            for name, block in self.blocks.items()
+        }
+        return self.model_copy(update={"blocks": blocks})
+
     def layers(self) -> list[str]:
         """The block name of every layer."""
         if self.pattern is None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from mixlab.core.errors import BackendError
 from mixlab.ops.dtypes import at_least_float32
@@ -280,6 +281,17 @@ def _in_turn_gradient(ctx, grad, _):
 
 
 _in_turn.register_autograd(_in_turn_gradient, setup_context=_keep_in_turn)
+
+
+@register_flop_formula(torch.ops.mixlab.experts_in_turn)
+def _in_turn_flops(x, weights, up, down, *args, **kwargs) -> int:
+    """Two products per row; a multiply-add counts 2."""
+    return 2 * weights.numel() * (up[1] * up[2] + down[1] * down[2])
+
+
+@register_flop_formula(torch.ops.mixlab.experts_in_turn_backward)
+def _in_turn_backward_flops(grad, x, weights, up, down, *args, **kwargs) -> int:
+    return 2 * _in_turn_flops(x, weights, up, down)
 
 
 def _activate_backward(da: Tensor, h: Tensor, activation: Activation) -> Tensor:

@@ -163,7 +163,7 @@ def test_autocast_gives_half_precision_near_the_truth():
     ("asked", "whole", "prompt", "token"),
     [
         ("auto", "flash_qla", "triton", "recurrent"),
-        ("flash_qla", "flash_qla", "flash_qla", "recurrent"),
+        ("flash_qla", "flash_qla", "triton", "recurrent"),
         ("triton", "triton", "triton", "recurrent"),
     ],
 )

@@ -7,8 +7,9 @@ import torch
 from tiny_mixers import CHANNEL, SEQUENCE
 
 from mixlab.core.config import decode
-from mixlab.core.errors import ConfigError
+from mixlab.core.errors import BackendError, ConfigError
 from mixlab.nn.language_model import LanguageModelConfig, build_model
+from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNetConfig
 from mixlab.ops.packing import Packing
 
 BLOCK = {
@@ -161,3 +162,55 @@ def test_rules(changes, start):
     with pytest.raises(ConfigError) as error:
         decode(LanguageModelConfig, {**TREE, **changes})
     assert str(error.value).startswith(start)
+
+
+def test_a_named_kernel_does_not_bind_a_model_in_use():
+    """A model trained with GPU kernels by name reads and writes text on a CPU."""
+    tree = {
+        "vocab_size": 32, "d_model": 16, "n_layers": 2, "max_seq_len": 32,
+        "blocks": {
+            "linear": {
+                "sequence_mixer": {
+                    "kind": "gated_deltanet", "n_heads": 2, "head_dim": 8, "backend": "triton",
+                    "conv_backend": "triton",
+                },
+                "channel_mixer": {"kind": "mlp", "d_ff": 32},
+            },
+            "full": {
+                "sequence_mixer": {
+                    "kind": "attention", "n_heads": 2, "head_dim": 8, "backend": "flash",
+                },
+                "channel_mixer": {"kind": "mlp", "d_ff": 32},
+            },
+        },
+        "pattern": ["linear", "full"],
+    }  # fmt: skip
+    named = decode(LanguageModelConfig, tree)
+    tokens = torch.arange(12)[None] % 32
+    with pytest.raises(BackendError, match="triton"):
+        build_model(named, 0)(tokens)
+    model = build_model(named.portable(), 0).eval()
+    whole = model(tokens).logits
+    state, parts = model.initial_state(1), []
+    for part in tokens.split(5, dim=1):
+        out = model(part, state)
+        state = out.state
+        parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    # What a kernel is named for stays, and so does all else.
+    assert named.blocks["linear"].sequence_mixer.backend == "triton"
+    assert named.portable().blocks["linear"].sequence_mixer.n_heads == 2
+
+
+def test_a_model_with_named_kernels_writes_its_samples():
+    """At the end of training, in another precision than it was trained in."""
+    cfg = decode(
+        GatedDeltaNetConfig,
+        {"n_heads": 2, "head_dim": 8, "backend": "triton"},
+    )
+    mixer = cfg.build(16)
+    x = torch.randn(1, 6, 16)
+    state = mixer.initial_state(1, x.device, x.dtype)
+    want = cfg.portable().build(16)
+    want.load_state_dict(mixer.state_dict())
+    torch.testing.assert_close(mixer(x, state).y, want(x).y)

@@ -87,6 +87,9 @@ class AttentionConfig(SequenceMixerConfig):
         usable = usable_backends(device, dtype, k_dim=self.head_dim, v_dim=self.head_dim)
         return usable[0] if self.backend == "auto" else self.backend
 
+    def portable(self) -> "AttentionConfig":
+        return self.model_copy(update={"backend": "auto"}) if self.backend == "flash" else self
+
     def shrunk(self, len_frac: float) -> "AttentionConfig":
         groups = min(self.kv_heads, 2)
         window = self.window
@@ -159,6 +162,7 @@ class Attention(SequenceMixer):
         """`length` is that of every row, where it is known."""
         super().__init__()
         self.cfg, self.causal = cfg, causal
+        self.backend_in_use = cfg.portable().backend
         self.rotary: RotaryAngles | None = None
         if cfg.rope_dim:
             self.rotary = RotaryAngles(cfg.rope_dim, cfg.rope_theta, length=length or 0)
@@ -205,7 +209,8 @@ class Attention(SequenceMixer):
 
         o = attention(
             q=q, k=k, v=v, scale=cfg.head_dim**-0.5, window=cfg.window, packing=packing,
-            backend=cfg.backend, preferred=self.preferred, causal=self.causal,
+            backend=cfg.backend if state is None else self.backend_in_use,
+            preferred=self.preferred, causal=self.causal,
         ).flatten(-2)  # fmt: skip  # (B, T, HK)
         if self.g_proj is not None:
             o = o * self.g_proj(x).sigmoid()

@@ -41,6 +41,13 @@ class SequenceMixerConfig(Config):
         """
         return self
 
+    def portable(self) -> Self:
+        """The same without a kernel's name where only some hardware or precision has it.
+
+        A named kernel is what trains a model. A trained one is used wherever it is.
+        """
+        return self
+
     def build(self, d_model: int) -> "SequenceMixer":
         raise NotImplementedError(type(self).__name__)
 

@@ -81,6 +81,9 @@ class MLAConfig(SequenceMixerConfig):
         usable = usable_backends(device, dtype, k_dim=self.qk_head_dim, v_dim=self.v_head_dim)
         return usable[0] if self.backend == "auto" else self.backend
 
+    def portable(self) -> "MLAConfig":
+        return self.model_copy(update={"backend": "auto"}) if self.backend == "flash" else self
+
     def shrunk(self, len_frac: float) -> "MLAConfig":
         small = SMALL_HEAD_DIM
         return self.model_copy(
@@ -132,7 +135,7 @@ class MLA(SequenceMixer):
 
     def __init__(self, cfg: MLAConfig, d_model: int) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.backend_in_use = cfg, cfg.portable().backend
         q_width = cfg.n_heads * cfg.qk_head_dim
         self.q_proj: Linear | None = None
         self.q_a_proj: Linear | None = None
@@ -189,6 +192,7 @@ class MLA(SequenceMixer):
             q_nope=q_nope, q_rope=q_rope, latent=latent, k_rope=k_rope,
             weight=self.kv_b_proj.weight, scale=cfg.qk_head_dim**-0.5, packing=packing,
             backend=cfg.decode_backend if is_decoding else "expanded",
-            attention_backend=cfg.backend, preferred=self.preferred,
+            attention_backend=cfg.backend if state is None else self.backend_in_use,
+            preferred=self.preferred,
         ).flatten(-2)  # fmt: skip  # (B, T, HV)
         return MixerOutput(self.o_proj(o), state)

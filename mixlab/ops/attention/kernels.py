@@ -7,6 +7,7 @@ Shapes: B batch, T tokens, N = B * T, H query heads, G key-value heads, K width 
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mixlab.ops.packing import Packing
 
@@ -116,3 +117,14 @@ def _flash_gradient(ctx, do, _):
 
 
 flash_forward.register_autograd(_flash_gradient, setup_context=_keep_for_flash)
+
+
+@register_flop_formula(torch.ops.mixlab.flash_attention)
+def _flops(q, k, v, cu_seqlens, longest: int, *args, **kwargs) -> int:
+    """Two products over whole rows, as PyTorch counts its own kernels, documents or not."""
+    return 4 * q.numel() * longest
+
+
+@register_flop_formula(torch.ops.mixlab.flash_attention_backward)
+def _backward_flops(do, q, k, v, o, lse, cu_seqlens, longest: int, *args, **kwargs) -> int:
+    return 10 * q.numel() * longest

@@ -5,6 +5,7 @@ The gradients are outputs, made in the forward pass; backward only scales them.
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mixlab.ops.cross_entropy import chunked
 from mixlab.ops.dtypes import at_least_float32
@@ -63,3 +64,9 @@ def _backward(ctx, grad, *_):
 
 
 nats_and_gradients.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.mixlab.linear_cross_entropy)
+def _flops(h, weight, targets, dtype, wants_dh, wants_dweight, *args, **kwargs) -> int:
+    """Logits, and a product for each gradient; a multiply-add counts 2."""
+    return 2 * h.numel() * weight[0] * (1 + wants_dh + wants_dweight)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.gated_delta_rule.blocks import Block, Plan, load_block
+from mixlab.ops.gated_delta_rule.flops import count_flops
 from mixlab.ops.packing import Packing
 
 CPU_TOKENS = 2048
@@ -174,6 +175,7 @@ def _gradient(ctx, do: Tensor | None, dfinal: Tensor | None, _: list) -> tuple:
 
 
 _forward.register_autograd(_gradient, setup_context=_keep)
+count_flops("chunked")
 
 
 def _forward_block(

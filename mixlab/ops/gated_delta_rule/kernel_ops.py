@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.gated_delta_rule.flops import count_flops
 from mixlab.ops.gated_delta_rule.l2_norm import l2_norm
 from mixlab.ops.packing import Packing
 
@@ -82,6 +83,7 @@ def register(name: str, kernel: Kernel, n_kept: int = 1) -> None:
     forward.register_fake(_forward_shapes(n_kept))
     backward.register_fake(_backward_shapes)
     forward.register_autograd(_gradient(name), setup_context=_keep)
+    count_flops(name)
 
 
 def run_kernel(
