@@ -354,7 +354,7 @@ def test_caches_grow_by_doubling():
 
 @pytest.mark.parametrize("shape", [(7, 5), (300, 200), (200, 300)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("n_rows", [1, 2, 9])
+@pytest.mark.parametrize("n_rows", [1, 2, 4, 9])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_a_product_is_the_linear_map(shape, dtype, n_rows, with_bias):
     g = torch.Generator().manual_seed(0)

@@ -13,6 +13,10 @@ from torch import Tensor
 
 MIN_SPECIAL = 2**15
 """Numbers of a matrix from which on these forms make up for their own overhead."""
+MIN_PACKED = 4
+"""Rows from which on the packed copy is faster than the matrix as it is."""
+PACKED_FOR = 16
+"""Rows that it is packed for."""
 STRIP = 64
 """Outputs of one product of the batch: rows that stay in the nearest cache beside the input."""
 
@@ -41,6 +45,9 @@ class Product:
         if self._strips is not None and x.shape[0] == 1:
             y = _by_strips(self._strips, x)[:, : self._d_out]
             return y if self._bias is None else y + self._bias
+        if self._packs and x.shape[0] < MIN_PACKED:
+            y = few_rows(self._weight, x).contiguous()
+            return y if self._bias is None else y + self._bias
         if self._packs:
             packed = self._pack()
             return torch.ops.mkldnn._linear_pointwise(x, packed, self._bias, "none", [], "")
@@ -48,14 +55,15 @@ class Product:
 
     def add_to(self, stream: Tensor, y: Tensor) -> Tensor:
         """The stream (B, d_out) with the map of y (B, d_in) added."""
-        if stream.dtype != self.dtype:
+        n_rows = y.shape[0]
+        if stream.dtype != self.dtype or (self._packs and 1 < n_rows < MIN_PACKED):
             return stream + self(y)
-        if self._strips is not None and y.shape[0] == 1 and not self._d_out % STRIP:
+        if self._strips is not None and n_rows == 1 and not self._d_out % STRIP:
             if self._bias is not None:
                 stream = stream + self._bias
             whole = stream.view(-1, STRIP, 1)
             return torch.baddbmm(whole, self._strips, _column(y, len(self._strips))).view(1, -1)
-        if self._packs and y.shape[0] > 1:
+        if self._packs and n_rows > 1:
             product = torch.ops.mkldnn._linear_pointwise.binary
             return product(y, stream, self._pack(), self._bias, "add")
         if self._bias is not None:
@@ -65,7 +73,7 @@ class Product:
     def _pack(self) -> Tensor:
         if self._packed is None:
             weight = self._weight.contiguous()
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, 8)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
         return self._packed
 
 
