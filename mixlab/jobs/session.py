@@ -260,16 +260,24 @@ def seconds_per_step(config: RunConfig, data: PreparedData, hardware: Hardware) 
     """
     session = open_session(config, data, hardware)
     per_update = update_seconds(session.objective, session.optimizer, config.train)
+    session.objective.close()
     n_timed = min(2 * config.eval.batch_size, session.n_eval_windows)
-    start = time.perf_counter()
-    evaluate(
-        session.model,
-        session.eval_loader.window_batches(n_timed, config.eval.batch_size),
-        data.split("validation").token_bytes,
-        compute_dtype=hardware.compute_dtype,
-    )
-    evaluation = (time.perf_counter() - start) * session.n_eval_windows / n_timed
+    if hardware.device.type == "cuda":  # kernels are loaded and tuned at their first call
+        _evaluation_seconds(session, n_timed)
+    evaluation = _evaluation_seconds(session, n_timed) * session.n_eval_windows / n_timed
     return per_update + evaluation / config.eval.every
+
+
+def _evaluation_seconds(session: Session, n_windows: int) -> float:
+    start = time.perf_counter()
+    with torch.compiler.set_stance("force_eager"):  # as in evaluations of a run
+        evaluate(
+            session.model,
+            session.eval_loader.window_batches(n_windows, session.config.eval.batch_size),
+            session.data.split("validation").token_bytes,
+            compute_dtype=session.hardware.compute_dtype,
+        )
+    return time.perf_counter() - start
 
 
 def update_seconds(objective: Objective, optimizer: Optimizer, train: TrainConfig) -> float:
