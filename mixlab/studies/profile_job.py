@@ -75,7 +75,7 @@ def counted_flops_per_token(config: AnyRunConfig, data: Any) -> float | None:
     one = decode_config(
         {**to_tree(config), "train": {**to_tree(config.train), "length": "1 steps"}}
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(hardware.gpus):
         session = kind_of(config).open_session(one, data, hardware)
         with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
             metrics = session.objective.accumulate(0)

@@ -39,7 +39,7 @@ def time_side_by_side(first: AnyRunConfig, second: AnyRunConfig) -> Timed:
     """Time updates of two configs, whose length is in steps, in turn. Nothing is learnt."""
     configs = (first, second)
     strata = [_strata(config) for config in configs]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(settle_hardware(first.train).gpus):
         times = _measure(configs, strata)
     torch.cuda.empty_cache()  # what the models held is for the runs that follow
     means = [
