@@ -104,7 +104,7 @@ def resume_run(
     with locked(run, world):
         config = decode_config(read_yaml(run.config_path))
         if recipe is not None or overrides:
-            _refuse_changes(run, recipe, overrides)
+            config = _as_given_again(run, config, recipe, overrides)
         summary = last_summary(run)
         if at_step is None and summary.get("status") in ("finished", "stopped early"):
             raise RunError(
@@ -162,25 +162,38 @@ def find_checkpoint(run: RunDir, at_step: int | None) -> checkpoints.Checkpoint 
     return checkpoints.load(checkpoints.step_path(run.checkpoints_path, step), device="cpu")
 
 
-def _refuse_changes(run: RunDir, recipe: str | None, overrides: Sequence[str]) -> None:
-    """Hold a config that was given again against the one that the run was started with."""
+def _as_given_again(
+    run: RunDir, config: AnyRunConfig, recipe: str | None, overrides: Sequence[str]
+) -> AnyRunConfig:
+    """Hold a config that was given again against the one that the run was started with.
+
+    Returns the run's config with what may change.
+    """
     request_path = run.path / "request.yaml"
     before = read_yaml(request_path if request_path.exists() else run.config_path)
     again = override(before, overrides) if recipe is None else load_recipe(recipe, overrides)
     # `about` tells of overrides, which may well be left out when a run is resumed.
     before, again = {**before, "about": ""}, {**again, "about": ""}
-    changes = diff(before, to_tree(decode_config(again)))
+    request = decode_config(again)
+    changes = _that_count(diff(before, to_tree(request)))
     if changes:
         raise RunError(
             f"run {run.path}: cannot be resumed with another config. It differs in "
             f"{_listed(changes)}. Leave these out to resume, or start a new run with them."
         )
+    train = config.train.model_copy(update={"parallel": request.train.parallel})
+    return decode_config({**to_tree(config), "train": to_tree(train)})
+
+
+def _that_count(changes: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Without those that say how ranks share the work, and not what comes of it."""
+    return {path: change for path, change in changes.items() if path != "train.parallel"}
 
 
 def _refuse_edits(run: RunDir, config: AnyRunConfig, checkpoint: checkpoints.Checkpoint) -> None:
     """Hold config.yaml against the config that the checkpoint was made with."""
     before = to_tree(decode_config(checkpoint.state["config"]))
-    changes = diff(before, to_tree(config))
+    changes = _that_count(diff(before, to_tree(config)))
     if changes:
         raise RunError(
             f"run {run.path}: its config.yaml has changed since {checkpoint.path.name} was saved. "

@@ -45,8 +45,18 @@ def one(fork_server, tiny_recipe, tmp_path_factory) -> Path:
 def pair(fork_server, argv, cwd, code=0):
     results = run_pair(fork_server, argv, cwd=cwd)
     assert [result.code for result in results] == [code, code], [r.stderr for r in results]
-    assert not results[1].stdout and not results[1].stderr, "only the first rank speaks"
+    said = [line for line in results[1].stderr.splitlines() if "profiler_" not in line]  # Kineto's
+    assert not results[1].stdout and not said, "only the first rank speaks"
     return results[0]
+
+
+def is_close(a, b) -> bool:
+    """Equal but for the rounding of numbers, at any depth."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(is_close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(is_close, a, b))
+    return a == pytest.approx(b, rel=2e-4, abs=1e-7) if isinstance(b, float) else a == b
 
 
 def assert_close_run(got: Path, expected: Path) -> None:
@@ -57,11 +67,10 @@ def assert_close_run(got: Path, expected: Path) -> None:
         for a, b in zip(mine, others, strict=True):
             assert a.keys() == b.keys()
             for key in a.keys() - OF_ONE_PASS:
-                want = pytest.approx(b[key], rel=2e-4) if isinstance(b[key], float) else b[key]
-                assert a[key] == want, f"{name}: {key} at step {a['step']}"
+                assert is_close(a[key], b[key]), f"{name}: {key} at step {a['step']}"
     last = [checkpoints.newest_good(run / "checkpoints") for run in (got, expected)]
     mine, others = (checkpoints.load(path).tensors for path in last)
-    for group in ("model", "optimizer", "ema"):
+    for group in {"model", "optimizer", "ema"} & others.keys():
         assert mine[group].keys() == others[group].keys()
         for name, tensor in mine[group].items():
             assert tensor.shape == others[group][name].shape
@@ -84,7 +93,8 @@ def test_two_ranks_train_as_one_and_one_goes_on_for_two(
     again = fork_server.run(["train", "--resume", run, "--at-step", "5"], cwd=tmp_path)
     assert again.code == 0, again.stderr
     assert_close_run(run, one)
-    pair(fork_server, ["train", "--resume", run, "--at-step", "10"], tmp_path)
+    other = ["train.parallel=ddp"] if parallel == "fsdp" else []  # how work is shared may change
+    pair(fork_server, ["train", "--resume", run, "--at-step", "10", *other], tmp_path)
     assert_close_run(run, one)
     facts = [row["environment"] for row in rows(run / "sittings.jsonl")]
     assert [row["accelerator"]["n_ranks"] for row in facts] == [2, 1, 2]
@@ -158,7 +168,7 @@ def test_other_commands_that_train(command, one, fork_server, tiny_recipe, tmp_p
     words = {
         "extend": ["extend", one, "--steps", "14"],
         "sft": ["sft", one, "examples.jsonl", "data.seq_len=48", "train.length=4",
-                "train.batch_size=4", "train.precision=fp32"],
+                "train.batch_size=4", "train.micro_batch_size=1", "train.precision=fp32"],
         "bench": ["bench", tiny_recipe, "--updates", "3"],
     }[command]  # fmt: skip
     if command == "bench":
