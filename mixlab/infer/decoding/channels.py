@@ -89,20 +89,22 @@ class MoEStep(ChannelStep):
 
     def _chosen(self, stream: Tensor, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Rows sorted by expert, so that each chosen expert takes a stretch of them."""
+        if len(x) == 1:
+            parts = [(expert, slice(i, i + 1)) for i, expert in enumerate(indices[0].tolist())]
+            out = self._stretches(x.expand(len(parts), -1), parts, weights.T)
+            return stream + out.sum(0, keepdim=True, dtype=stream.dtype)
         flat = indices.flatten()  # (M,), M = B k
         order = flat.argsort(stable=True)
         rows = order // indices.shape[1]
-        stretches = _stretches(flat[order].tolist())
-        taken = x[rows]  # (M, D)
-        hidden = x.new_empty(len(flat), self.up.shape[1])
-        for expert, here in stretches:
-            hidden[here] = few_rows(self.up[expert], taken[here])
-        hidden = _activate(hidden, self.cfg.activation)
-        hidden.mul_(weights.flatten()[order, None])
-        out = torch.empty_like(taken)
-        for expert, here in stretches:
-            out[here] = few_rows(self.down[expert], hidden[here])
+        parts = _stretches(flat[order].tolist())
+        out = self._stretches(x[rows], parts, weights.flatten()[order, None])
         return stream.index_add(0, rows, out.to(stream.dtype))
+
+    def _stretches(self, x: Tensor, parts: list[tuple[int, slice]], weights: Tensor) -> Tensor:
+        """(M, D) through the expert of each stretch, by the weights (M, 1)."""
+        hidden = torch.cat([few_rows(self.up[expert], x[here]) for expert, here in parts])
+        hidden = _activate(hidden, self.cfg.activation).mul_(weights)  # (M, F)
+        return torch.cat([few_rows(self.down[expert], hidden[here]) for expert, here in parts])
 
     def _all(self, stream: Tensor, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """Every expert on every row, for the weights are read anyway; nothing is waited for."""

@@ -7,18 +7,18 @@ Shapes: B live rows, V vocabulary.
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep, MoEStep
 from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
 from mixlab.infer.decoding.latent import MLAStep
 from mixlab.infer.decoding.plan import plan
+from mixlab.infer.decoding.prefill import Prefill
 from mixlab.infer.decoding.product import Product
 from mixlab.infer.decoding.rows import RopeTables, Rows
 from mixlab.infer.decoding.static import GraphedSteps, StaticStep, rounded_up
@@ -32,14 +32,13 @@ from mixlab.infer.decoding.steps import (
 )
 from mixlab.nn.block import Block
 from mixlab.nn.channel_mixers.mlp import MLP
-from mixlab.nn.channel_mixers.moe import Experts, MoE, Router
+from mixlab.nn.channel_mixers.moe import MoE
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.nn.sequence_mixers.attention import Attention
 from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet
 from mixlab.nn.sequence_mixers.mla import MLA
 from mixlab.ops.dtypes import at_least_float32
-from mixlab.ops.packing import Packing
 
 SEQUENCE_STEPS: dict[type, Any] = {
     Attention: AttentionStep, GatedDeltaNet: GatedDeltaNetStep, MLA: MLAStep,
@@ -73,55 +72,6 @@ class RowModel(Protocol):
 
     def state_bytes(self, n_rows: int) -> int:
         """What the first rows occupy, without room that is kept for later tokens."""
-
-
-class Prefill:
-    """Prompts through the model's own forward pass, which is the one that was trained."""
-
-    def __init__(
-        self, model: LanguageModel, loops: Loops | None, precision: torch.dtype | None,
-        *, prefix_lm: bool,
-    ) -> None:  # fmt: skip
-        self.loops, self.prefix_lm = loops, prefix_lm
-        self._model, self._precision = rounded(model, precision), precision
-
-    def initial_state(self, n_rows: int) -> Any:
-        """Of sequences that have not begun, kept in the precision of the products."""
-        return self._model.initial_state(n_rows, self._precision)
-
-    def __call__(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """(B, T) tokens to the last ones' logits (B, V) and the state after them."""
-        model, packing = self._model, None
-        if self.prefix_lm and tokens.shape[1] > 1:
-            packing = Packing.whole_prefix(tokens)
-        was_training = model.training
-        model.eval()
-        try:
-            with _casting(tokens.device, self._precision):
-                out = model(tokens, state, packing, last_only=True, loops=self.loops)
-        finally:
-            model.train(was_training)
-        return at_least_float32(out.logits[:, -1]), out.state
-
-
-def rounded(model: LanguageModel, dtype: torch.dtype | None) -> LanguageModel:
-    """The model with the weights of its linear maps and experts in `dtype`, all else shared.
-
-    Under autocast they are rounded to it in every call, which is as many kernels more.
-    """
-    if dtype is None or dtype == model.embed_tokens.weight.dtype:
-        return model
-    others = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    for module in model.modules():
-        if isinstance(module, nn.Linear | Experts) and not isinstance(module, Router):
-            for parameter in module.parameters(recurse=False):
-                weight = parameter.detach().to(dtype)
-                others[id(parameter)] = nn.Parameter(weight, requires_grad=False)
-    return copy.deepcopy(model, others)
-
-
-def _casting(device: torch.device, dtype: torch.dtype | None) -> Any:
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 # --- the fast form --------------------------------------------------------------------------------
