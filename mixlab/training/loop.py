@@ -42,6 +42,15 @@ class Progress:
     eval_s: float = 0.0  # of elapsed_s, what evaluations took
     save_s: float = 0.0  # of elapsed_s, how long training stood still for saves
 
+    def after(self, metrics: StepMetrics) -> "Progress":
+        """Where the run stands after one more update."""
+        return replace(
+            self,
+            step=self.step + 1,
+            position=self.position + metrics.n_examples,
+            tokens=self.tokens + metrics.n_targets,
+        )
+
 
 class Recorder(Protocol):
     """Where the loop's results go. The loop decides when; a recorder only writes."""
@@ -71,6 +80,12 @@ class Plan:
     peak_flops: float | None  # of the device at the training precision; None if not known
     decay_start: int  # saved there, so that `mixlab extend` can go on before the decay
     tokens_per_example: int | None = None  # computed, targets or not; None: as many as targets
+
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether an evaluation and a save come after update number `step`."""
+        is_last = step == self.n_steps
+        is_save = step % self.checkpoint.every == 0 or step == self.decay_start
+        return is_last or step % self.eval.every == 0, is_last or is_save
 
     def n_computed(self, n_targets: int, n_examples: int) -> int:
         """Tokens that went through the model, which is what FLOPs are counted for."""
@@ -108,28 +123,15 @@ def train(
     """
     model = objective.model
     is_on_cpu = next(model.parameters()).device.type == "cpu"
-    start_s = clock() - progress.elapsed_s
+    breaks = _Breaks(model, plan, evaluate, recorder, clock, clock() - progress.elapsed_s)
+    now = breaks.now
     meter = Throughput(clock=clock)
     pending: tuple[float, StepMetrics, Reading] | None = None
-
-    def now(progress: Progress) -> Progress:
-        return replace(progress, elapsed_s=clock() - start_s)
-
-    def measured(progress: Progress) -> tuple[Progress, bool]:
-        began_s = clock()
-        progress, is_best = _evaluate(evaluate, recorder, plan, now(progress))
-        return replace(progress, eval_s=progress.eval_s + clock() - began_s), is_best
-
-    def saved(progress: Progress, *, is_best: bool) -> Progress:
-        began_s = clock()
-        _require_finite_weights(model, progress.step)
-        recorder.checkpoint(now(progress), is_best=is_best)
-        return replace(progress, save_s=progress.save_s + clock() - began_s)
 
     if _has_stalled(plan, progress) and progress.step < plan.n_steps:
         return Outcome(progress, "stopped early")  # killed before it could say so
     if progress.last_eval_step is None:
-        progress, _ = measured(progress)
+        progress, _ = breaks.evaluated(progress)
     model.train()
     meter.restart(progress.tokens)
     while progress.step < plan.n_steps:
@@ -146,24 +148,13 @@ def train(
         # Reading figures waits for the device, so an accelerator is read one update late.
         if pending is not None:
             _record(recorder, plan, meter, progress, *pending)
-        progress = replace(
-            progress,
-            step=progress.step + 1,
-            position=progress.position + metrics.n_examples,
-            tokens=progress.tokens + metrics.n_targets,
-        )
-        progress = now(progress)
+        progress = now(progress.after(metrics))
         pending = (factor, metrics, Reading(metrics))
 
         is_last = progress.step == plan.n_steps
         wants_stop = is_stop_requested()
-        is_eval = is_last or progress.step % plan.eval.every == 0
-        is_save = (
-            is_last
-            or wants_stop
-            or progress.step % plan.checkpoint.every == 0
-            or progress.step == plan.decay_start
-        )
+        is_eval, is_save = plan.due(progress.step)
+        is_save = is_save or wants_stop
         if not (is_eval or is_save or is_on_cpu):
             continue
         _record(recorder, plan, meter, progress, *pending)
@@ -172,17 +163,45 @@ def train(
             continue
         is_best = False
         if is_eval:
-            progress, is_best = measured(progress)
+            progress, is_best = breaks.evaluated(progress)
             model.train()
         has_stalled = _has_stalled(plan, progress)
         if is_save or is_best or has_stalled:
-            progress = saved(progress, is_best=is_best)
+            progress = breaks.saved(progress, is_best=is_best)
         meter.restart(progress.tokens)
         if has_stalled and not is_last:
             return Outcome(now(progress), "stopped early")
         if wants_stop and not is_last:
             return Outcome(now(progress), "interrupted")
     return Outcome(now(progress), "finished")
+
+
+class _Breaks(NamedTuple):
+    """What comes between updates, and how long it takes."""
+
+    model: nn.Module
+    plan: Plan
+    evaluate: Callable[[], Row]
+    recorder: Recorder
+    clock: Callable[[], float]
+    start_s: float  # on the clock, of a run without breaks between its sittings
+
+    def now(self, progress: Progress) -> Progress:
+        """The progress as of now."""
+        return replace(progress, elapsed_s=self.clock() - self.start_s)
+
+    def evaluated(self, progress: Progress) -> tuple[Progress, bool]:
+        """Measure; also whether this is the best so far."""
+        began_s = self.clock()
+        progress, is_best = _evaluate(self.evaluate, self.recorder, self.plan, self.now(progress))
+        return replace(progress, eval_s=progress.eval_s + self.clock() - began_s), is_best
+
+    def saved(self, progress: Progress, *, is_best: bool) -> Progress:
+        """Save, unless the weights are spoilt."""
+        began_s = self.clock()
+        _require_finite_weights(self.model, progress.step)
+        self.recorder.checkpoint(self.now(progress), is_best=is_best)
+        return replace(progress, save_s=progress.save_s + self.clock() - began_s)
 
 
 def _require_finite_weights(model: nn.Module, step: int) -> None:
