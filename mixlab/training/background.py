@@ -100,9 +100,19 @@ class BackgroundWriter:
     def _buffer(self, key: tuple[str, str], like: Tensor, *, pinned: bool) -> Tensor:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != like.shape or buffer.dtype != like.dtype:
-            buffer = torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
+            buffer = _empty(like, pinned=pinned)
             self._buffers[key] = buffer
         return buffer
+
+
+def _empty(like: Tensor, *, pinned: bool) -> Tensor:
+    """Memory on the host for a tensor like this; page-locked, as far as the system grants that."""
+    if pinned:
+        try:
+            return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        except RuntimeError:  # a limit on locked memory: the copy is slower then, and as good
+            pass
+    return torch.empty(like.shape, dtype=like.dtype)
 
 
 def _has_room(groups: Groups) -> bool:

@@ -84,3 +84,16 @@ def test_a_state_too_large_to_copy_is_written_at_once(writer, monkeypatch):
     w, found = torch.ones(100), []
     writer.submit({"m": {"w": w}}, lambda groups: found.append(groups["m"]["w"]))
     assert found == [w] and not threads()
+
+
+def test_memory_that_the_system_does_not_lock_serves_as_well(monkeypatch):
+    empty = torch.empty
+
+    def refusing(*args, pin_memory=False, **settings):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(*args, **settings)
+
+    monkeypatch.setattr(torch, "empty", refusing)
+    found = background._empty(torch.ones(2, 3, dtype=torch.bfloat16), pinned=True)
+    assert found.shape == (2, 3) and found.dtype == torch.bfloat16
