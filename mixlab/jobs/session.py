@@ -83,6 +83,8 @@ def require_memory_for(n_params: int, train: TrainConfig, hardware: Hardware, kn
     else:
         available = memory_bytes()
     needed = n_params * (8 + optimizer_bytes_per_param(train))
+    if train.parallel == "fsdp":
+        needed //= hardware.world.size
     if available is not None and needed > available:
         raise ConfigError(
             "model", f"{count(n_params)} parameters",
