@@ -65,10 +65,10 @@ class TrainConfig(Config):
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """What several processes started by torchrun share: ddp: the work, each with the whole model;
     fsdp: weights, gradients and optimizer state too; auto: ddp."""
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """Compile the blocks with torch.compile: a start of up to a minute, faster steps after; auto:
     a language model on a GPU, where Triton is there to do it."""
-    cuda_graphs: Literal["auto"] | bool = "auto"
+    cuda_graphs: Literal["auto", True, False] = "auto"
     """Record an update on a GPU once and replay it; auto: where launching kernels takes longer than
     running them, as it does for small models; a refiner only when true."""
     ema: EmaConfig | None = None
