@@ -28,6 +28,7 @@ from mixlab.cli import (
 )
 from mixlab.cli import eval as evaluation
 from mixlab.core.errors import LabError
+from mixlab.jobs.launched import is_follower, n_processes
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 SHARED = {"train", "extend", "sft", "bench"}
@@ -93,7 +94,7 @@ def main() -> None:
 
     Of several processes started by torchrun the first one speaks for all.
     """
-    if _is_follower():
+    if is_follower():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         _refuse_many_processes()
@@ -116,22 +117,12 @@ def main() -> None:
         raise
 
 
-def _n_processes() -> int:
-    """How many torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
-
-
-def _is_follower() -> bool:
-    """Whether torchrun has started this process as another one than the first."""
-    return _n_processes() > 1 and int(os.environ.get("RANK", 0)) > 0
-
-
 def _refuse_many_processes() -> None:
     """Commands that train share the work; in all others processes are in each other's way."""
     command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
-    if _n_processes() > 1 and command in {c.name for c in app.registered_commands} - SHARED:
+    if n_processes() > 1 and command in {c.name for c in app.registered_commands} - SHARED:
         raise LabError(
-            f"{_n_processes()} processes: expected one. Leave torchrun out, which is for "
+            f"{n_processes()} processes: expected one. Leave torchrun out, which is for "
             f"{', '.join(sorted(SHARED))}."
         )
 

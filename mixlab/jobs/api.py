@@ -13,6 +13,7 @@ from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
 from mixlab.jobs.config import AnyRunConfig, RefineRunConfig, RunConfig, decode_config
 from mixlab.jobs.depth import decoding_loops
+from mixlab.jobs.launched import n_processes
 from mixlab.jobs.refine.solving import Solved, solve_for_run
 from mixlab.jobs.refine.trained import TrainedSolver, open_refiner
 from mixlab.jobs.screen import Screen
@@ -70,6 +71,11 @@ def train(
         raise LabError(
             f"config = {config!r}: expected what mixlab.recipe(...) returns, such as "
             'mixlab.train(mixlab.recipe("quickstart")).'
+        )
+    if n_processes() > 1:
+        raise LabError(
+            f"{n_processes()} processes: expected one for mixlab.train, as each would train a run "
+            "of its own. Several share one with `torchrun ... -m mixlab train`."
         )
     path = None if run_dir is None else _folder("run_dir", run_dir)
     return Run(start_run(config, run_dir=path, screen=screen, command="mixlab.train(...)").run)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from mixlab.core.errors import LabError
 from mixlab.core.run_dir import RunDir
+from mixlab.jobs.launched import n_processes
 from mixlab.parallel import ALONE, World
 from mixlab.parallel.watch import TOLD_STATUS, Watch
 
@@ -24,12 +25,6 @@ class RankError(LabError):
     """An error of one rank that the first one does not have."""
 
 
-def launched_size() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in needed) else 1
-
-
 @contextmanager
 def joined_ranks() -> Iterator[World]:
     """The world of all processes that torchrun has started; ALONE without it.
@@ -37,7 +32,7 @@ def joined_ranks() -> Iterator[World]:
     An error that a user can set right is told by the first rank alone, and ends the others without
     a word. When a rank is killed, the others end within seconds and say so once.
     """
-    if launched_size() == 1:
+    if n_processes() == 1:
         yield ALONE
         return
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -99,12 +94,3 @@ def locked(run: RunDir, world: World) -> Iterator[None]:
 def made_by_first(world: World, make: Callable[[], RunDir]) -> RunDir:
     """The folder that the first rank makes, for all; if it fails, it fails for all."""
     return RunDir(Path(world.tell(str(make().path) if world.is_first else None)))
-
-
-def launched(command: str, world: World) -> str:
-    """A command of mixlab as it was typed, with torchrun before it where that started it."""
-    if world.size == 1:
-        return command
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
-    nodes = f"--nnodes {world.size // local} " if local < world.size else ""
-    return f"torchrun {nodes}--nproc-per-node {local} -m {command.removeprefix('python -m ')}"

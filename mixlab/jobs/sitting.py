@@ -18,8 +18,8 @@ from mixlab.jobs.court.session import kernels_of_run
 from mixlab.jobs.device import Hardware, describe
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
+from mixlab.jobs.launched import command_as_launched
 from mixlab.jobs.memory import is_out_of_memory, limit_memory, out_of_memory
-from mixlab.jobs.ranks import launched
 from mixlab.jobs.recorder import FollowingRecorder, RunRecorder, restore
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.signals import stop_on_signals
@@ -62,7 +62,7 @@ def run_sitting(
         torch.manual_seed(config.seed)
         session = kind_of(config).open_session(config, data, hardware)
         world = hardware.world
-        command = command or launched(command_line(sys.argv), world)
+        command = command or command_as_launched(command_line(sys.argv))
         if world.is_first:
             _record_start(run, session, command, progress)
             kind_of(config).check_before_training(run, session, screen)

@@ -8,7 +8,7 @@ One process alone is a world of size 1, for which everything here does nothing.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -120,11 +120,3 @@ class World:
 
 
 ALONE = World()
-
-
-def sum_of(world: World, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Scalars on one device, each summed over the ranks, by one exchange."""
-    if world.size == 1 or not tensors:
-        return list(tensors)
-    wide = torch.promote_types(torch.float32, tensors[0].dtype)
-    return list(world.add_up(torch.stack([t.detach().to(wide) for t in tensors])).unbind())

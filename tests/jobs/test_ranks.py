@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from rank_pairs import run_pair, start_pair
+from rank_pairs import environments, run_pair, start_pair
 from run_contents import assert_same_run, rows
 
+import mixlab
+from mixlab.core.errors import LabError
 from mixlab.core.run_dir import RunDir
 from mixlab.training import checkpoint as checkpoints
 
@@ -158,6 +160,13 @@ def test_errors_are_told_once(words, text, fork_server, tiny_recipe, tmp_path):
 def test_other_commands_refuse_several_processes(one, fork_server, tmp_path):
     result = pair(fork_server, ["generate", one, "--prompt", "a"], tmp_path, code=2)
     assert "2 processes: expected one" in result.stderr
+
+
+def test_python_code_is_no_place_for_ranks(tiny_recipe, monkeypatch):
+    for name, value in environments()[1].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LabError, match=r"2 processes: expected one for mixlab\.train"):
+        mixlab.train(mixlab.recipe(tiny_recipe))
 
 
 @pytest.mark.slow

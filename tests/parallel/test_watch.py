@@ -36,7 +36,8 @@ def ranks():
 
 
 def die(rank: Rank) -> None:
-    """What the system does with the connections of a killed process."""
+    """What the system does with the connections of a killed process, which says nothing itself."""
+    rank.watch._has_left.set()
     for connection in rank.connections.values():
         connection.shutdown(socket.SHUT_RDWR)
 
