@@ -18,7 +18,14 @@ from torch import Tensor
 
 from mixlab.core.errors import LabError
 from mixlab.infer.decoding.row_model import RowModel
-from mixlab.infer.sampler import SamplingConfig, TokenLogprobs, logprobs, penalize, sample
+from mixlab.infer.sampler import (
+    SamplingConfig,
+    TokenLogprobs,
+    likeliest,
+    logprobs,
+    penalize,
+    sample,
+)
 from mixlab.infer.text_stream import TextStream
 
 DEFAULT_SAMPLING = SamplingConfig()
@@ -215,8 +222,8 @@ class Engine:
         """A token for each row from its logits (B, V); rows that end are freed."""
         logits = logits[:, : self._words.vocab_size]  # further rows of the embedding mean nothing
         if all(live.is_greedy for live in rows):  # one pass for both
-            most, likeliest = logits.max(dim=-1)
-            tokens = likeliest.tolist()
+            most, first = likeliest(logits)
+            tokens = first.tolist()
         else:
             most, tokens = logits.amax(dim=-1), self._sample(rows, logits)
         is_sound = [math.isfinite(value) for value in most.tolist()]

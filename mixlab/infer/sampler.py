@@ -12,6 +12,10 @@ from torch import Tensor
 from mixlab.core.config import Config
 from mixlab.ops.dtypes import at_least_float32
 
+BLOCK = 128
+"""Logits among which `likeliest` looks one by one."""
+MIN_BLOCKED = 2**15
+"""Logits from which on that is worth its operations."""
 COLDEST = 1e-300
 """Temperatures below draw as this one does; the reciprocal of a smaller one may overflow."""
 
@@ -55,6 +59,25 @@ def sample(logits: Tensor, cfg: SamplingConfig, uniform: Tensor) -> Tensor:
     place = torch.searchsorted(ladder, uniform[:, None] * ladder[:, -1:], right=True)
     place = place.clamp(max=probs.shape[-1] - 1)
     return place[:, 0] if order is None else order.gather(-1, place)[:, 0]
+
+
+def likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row (B, V), and its token; of equal ones the first.
+
+    A CPU looks for a place one number after the other, and for a maximum at many numbers at once:
+    so first for the maximum of every block, and then only in the block that has it.
+    """
+    n_tokens = logits.shape[1]
+    if logits.is_cuda or n_tokens < BLOCK or logits.numel() < MIN_BLOCKED:
+        return logits.max(dim=-1)
+    n_whole = n_tokens - n_tokens % BLOCK
+    most = logits[:, :n_whole].unflatten(1, (-1, BLOCK)).amax(dim=-1)
+    if n_whole < n_tokens:
+        most = torch.cat([most, logits[:, n_whole:].amax(dim=-1, keepdim=True)], dim=1)
+    values, block = most.max(dim=-1)
+    tokens = (block * BLOCK)[:, None] + torch.arange(BLOCK)
+    inside = logits.gather(1, tokens.clamp_(max=n_tokens - 1)).argmax(dim=-1, keepdim=True)
+    return values, tokens.gather(1, inside)[:, 0]
 
 
 def _candidates(logits: Tensor, cfg: SamplingConfig) -> tuple[Tensor, Tensor | None]:

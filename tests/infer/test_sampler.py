@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from mixlab.infer.sampler import SamplingConfig, logprobs, penalize, sample
+from mixlab.infer import sampler
+from mixlab.infer.sampler import SamplingConfig, likeliest, logprobs, penalize, sample
 
 PROBS = torch.tensor([0.5, 0.25, 0.15, 0.1])
 
@@ -131,3 +133,29 @@ def test_logprobs_by_hand():
     assert [nats for _, nats in found.top] == pytest.approx([math.log(0.5), math.log(0.25)])
     assert logprobs(PROBS.log(), 0, 0).top == ()
     assert len(logprobs(PROBS.log(), 0, 99).top) == 4
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """As for many logits, though there are few."""
+    monkeypatch.setattr(sampler, "MIN_BLOCKED", 0)
+
+
+@pytest.mark.usefixtures("in_blocks")
+@pytest.mark.parametrize("n_tokens", [1, 127, 128, 129, 639, 640, 5000])
+@pytest.mark.parametrize("n_values", [1, 2, 50, 10**6])
+def test_the_likeliest_token_is_the_first_of_the_largest(n_tokens, n_values):
+    g = torch.Generator().manual_seed(n_tokens)
+    logits = torch.randint(0, n_values, (4, n_tokens), generator=g).float()
+    logits[3] = -torch.inf
+    values, tokens = likeliest(logits)
+    np.testing.assert_array_equal(tokens, logits.numpy().argmax(axis=1))
+    np.testing.assert_array_equal(values, logits.numpy().max(axis=1))
+
+
+@pytest.mark.usefixtures("in_blocks")
+def test_a_row_that_is_no_number_is_told_from_others():
+    logits = torch.zeros(2, 1000)
+    logits[0, 700], logits[1, 900] = torch.nan, 1.0
+    values, tokens = likeliest(logits)
+    assert values.isnan().tolist() == [True, False] and tokens.tolist() == [700, 900]
