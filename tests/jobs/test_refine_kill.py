@@ -8,42 +8,17 @@ from pathlib import Path
 
 import pytest
 from run_contents import assert_same_run
+from tiny_runs import PUZZLES
 
 from mixlab.core.run_dir import is_run
 
-TINY = """\
-kind: refine
-seed: 3
-data: {task: {kind: sudoku, size: 4, blanks: [4, 6]}, n_train: 48, n_validation: 8, n_test: 8}
-model:
-  vocab_size: 6
-  grid: [4, 4]
-  box: [2, 2]
-  d_model: 8
-  H_cycles: 2
-  L_cycles: 1
-  block:
-    sequence_mixer: {kind: attention, n_heads: 2, head_dim: 4}
-    channel_mixer: {kind: mlp, d_ff: 12}
-  halting: {kind: bce, halt_max_steps: 4, halt_exploration_prob: 0.5, q_head_bias_init: 0.0}
-train:
-  length: 18 steps
-  batch_size: 4
-  optimizer: {kind: muon, lr: 0.01}
-  ema: {rate: 0.9}
-  device: cpu
-  precision: fp32
-  threads: 1
-eval: {every: 6}
-checkpoint: {every: 3}
-"""
 N_KILLS = 4
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("refine") / "tiny-refine.yaml"
-    path.write_text(TINY)
+    path.write_text(PUZZLES)
     return path
 
 
