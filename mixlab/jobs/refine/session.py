@@ -1,9 +1,11 @@
 """Everything that one sitting of a refine run holds in memory, built from a settled config."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from mixlab.core.run_dir import RunDir
@@ -14,7 +16,7 @@ from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import require_memory_for, update_seconds
 from mixlab.nn.recursion.refiner import Refiner, RefinerBudget, build_refiner, refiner_budget
-from mixlab.parallel import ALONE
+from mixlab.parallel import ALONE, World
 from mixlab.tasks.examples import ExampleStream
 from mixlab.tasks.prepare import PreparedTask, prepare_task
 from mixlab.training.ema import Ema, horizon_warning
@@ -52,30 +54,28 @@ class RefineSession:
 
     def trace(self, split: str, n_steps: int) -> Trace:
         """What happens to the puzzles of a split; with an average of the weights, that one."""
-        puzzles = self.data.sets[split]
+        puzzles, world = self.data.sets[split], self.hardware.world
+        rows = _equal_share(len(puzzles.inputs), world)
 
         def run() -> Trace:
             return trace(
                 self.model,
-                puzzles.inputs,
-                puzzles.labels,
-                puzzles.given,
+                puzzles.inputs[rows],
+                puzzles.labels[rows],
+                puzzles.given[rows],
                 n_steps=n_steps,
                 batch_size=self.config.eval.batch_size,
                 loss_type=self.config.loss_type,
                 compute_dtype=self.hardware.compute_dtype,
             )
 
-        if self.ema is None:
-            return run()
-        with self.ema.applied():
-            return run()
+        with nullcontext() if self.ema is None else self.ema.applied():
+            own = run()
+        return own if world.size == 1 else _of_all(own, len(puzzles.inputs), world)
 
     def evaluate(self, split: str = "validation") -> Row:
-        """A row for evals.jsonl, at the trained depth; the first rank measures it for all."""
-        world = self.hardware.world
-        row = self.row(split, self.trace(split, self.max_steps)) if world.is_first else None
-        return world.tell(row)
+        """A row for evals.jsonl, at the trained depth."""
+        return self.row(split, self.trace(split, self.max_steps))
 
     def row(self, split: str, traced: Trace) -> Row:
         """The figures of a trace that is at least as deep as training."""
@@ -124,6 +124,18 @@ class RefineSession:
             * measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
             decay_start=train.schedule.decay_start(n_steps),
         )
+
+
+def _equal_share(n: int, world: World) -> np.ndarray:
+    """Which of `n` puzzles this rank runs: equally many on each, the last one again to fill up."""
+    n_each = -(-n // world.size)
+    return np.minimum(np.arange(n_each * world.rank, n_each * (world.rank + 1)), n - 1)
+
+
+def _of_all(own: Trace, n: int, world: World) -> Trace:
+    """The traces of all ranks as one of `n` puzzles."""
+    by_puzzle = (torch.from_numpy(array.swapaxes(0, 1).copy()) for array in own)
+    return Trace(*(world.all_rows(rows)[:n].numpy().swapaxes(0, 1) for rows in by_puzzle))
 
 
 def open_refine_session(
