@@ -22,6 +22,10 @@ class ConfigError(LabError):
         super().__init__(f"{path} = {got!r}: expected {expected}." + (f" {fix}" if fix else ""))
 
 
+class MemoryConfigError(ConfigError):
+    """What the config asks for does not fit into the memory that is there."""
+
+
 class BackendError(LabError):
     """The kernel that was asked for by name cannot run here; it is never swapped silently."""
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mixlab.core.errors import ConfigError
+from mixlab.core.errors import ConfigError, MemoryConfigError
 from mixlab.core.units import size
 from mixlab.data.synthetic import RandomText
 from mixlab.jobs.config import AnyRunConfig, RunConfig
@@ -248,7 +248,10 @@ def free_memory() -> None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether PyTorch was refused memory, on a GPU or by the system."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    # A CPU, and a driver that has none left for what PyTorch does not allocate itself.
+    return any(words in str(error) for words in ("can't allocate memory", "error: out of memory"))
 
 
 @contextmanager
@@ -262,7 +265,7 @@ def told_of_memory(config: AnyRunConfig) -> Iterator[None]:
         raise out_of_memory(config, error) from None
 
 
-def out_of_memory(config: AnyRunConfig, error: RuntimeError) -> ConfigError:
+def out_of_memory(config: AnyRunConfig, error: RuntimeError) -> MemoryConfigError:
     """What to tell of an update that did not fit."""
     train = config.train
     if isinstance(config, RunConfig) and train.device == "cpu":
@@ -280,7 +283,7 @@ def out_of_memory(config: AnyRunConfig, error: RuntimeError) -> ConfigError:
     else:
         fix = "Lower train.batch_size, or eval.batch_size if it was an evaluation."
     reason = str(error).split(". ")[0].removesuffix(".")
-    return ConfigError(
+    return MemoryConfigError(
         "train.batch_size", train.batch_size,
         f"an update that fits into memory, but PyTorch says: {reason}", fix,
     )  # fmt: skip

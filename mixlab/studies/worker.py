@@ -17,7 +17,7 @@ from typing import Any
 
 import filelock
 
-from mixlab.core.errors import LabError
+from mixlab.core.errors import LabError, MemoryConfigError
 from mixlab.core.json_files import read_lines, to_plain
 from mixlab.jobs.screen import status_text
 from mixlab.studies.job_store import Claim, Failure, JobStore, is_disk_full
@@ -189,10 +189,13 @@ def describe_failure(error: BaseException) -> Failure | None:
     if not isinstance(error, Exception):
         return None
     name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryConfigError):
+        return Failure("out of memory", f"{text} Or run fewer workers per device.")
     if (
         isinstance(error, MemoryError)
         or name == "OutOfMemoryError"
         or "can't allocate memory" in text
+        or "error: out of memory" in text
     ):
         return Failure(
             "out of memory",

@@ -8,7 +8,7 @@ import signal
 import pytest
 from stub_study import POLL_S, NonFiniteLossError, start_stub, stub_design, stub_job, work
 
-from mixlab.core.errors import ConfigError, RunError
+from mixlab.core.errors import ConfigError, MemoryConfigError, RunError
 from mixlab.core.json_files import write_json
 from mixlab.studies import job_store, worker
 from mixlab.studies.job_store import MAX_DEATHS, JobStore, is_disk_full
@@ -88,6 +88,8 @@ class OutOfMemoryError(RuntimeError):
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
             "out of memory",
         ),
+        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemory"), "out of memory"),
+        (MemoryConfigError("train.batch_size", 8, "an update that fits"), "out of memory"),
         (ConfigError("model.d_model", 3, "an even number"), "refused"),
         (KeyError("x"), "bug"),
         (NonFiniteLossError("nan"), "diverged"),
