@@ -88,6 +88,23 @@ def test_prompts_of_one_length_are_read_together(name):
     torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9 * want.abs().max().item())
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("has_narrow_weights", [True, False])
+def test_in_half_precision(name, has_narrow_weights):
+    """By the weights' own dtype, or by that of the products."""
+    model = roughened(RECIPES[name], torch.float32)
+    text = draw(12)
+    want = logits_after(model, text)
+    if has_narrow_weights:
+        model = model.to(torch.bfloat16)
+    rows = row_model(model, precision=None if has_narrow_weights else torch.bfloat16)
+    rows.read(0, [text[:-1], text[:-1]])
+    found = rows.step([text[-1]] * 2)
+    assert found.dtype == torch.float32
+    # 8 bits in each of some tens of operations in a row.
+    torch.testing.assert_close(found[1], want, rtol=0, atol=0.1 * want.abs().max().item())
+
+
 def looped(**recursion):
     parts = {"prelude_layers": 1, "core_layers": 1, "coda_layers": 1}
     mixer = {"kind": "attention", **SEQUENCE["attention"]["grouped"]}

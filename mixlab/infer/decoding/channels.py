@@ -76,7 +76,7 @@ class MoEStep(ChannelStep):
 
     def _route(self, normed: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen experts (B, k) and their weights."""
-        cfg, logits = self.cfg, F.linear(normed, self.router)
+        cfg, logits = self.cfg, F.linear(at_least_float32(normed), self.router)
         if cfg.scores == "softmax" and cfg.norm_topk_prob and self.bias is None:
             top = logits.topk(cfg.n_active_experts)  # what is not chosen cancels out
             return top.indices, top.values.softmax(-1) * cfg.routed_scaling_factor

@@ -58,6 +58,7 @@ class Product:
         n_rows = y.shape[0]
         if stream.dtype != self.dtype or (self._packs and 1 < n_rows < MIN_PACKED):
             return stream + self(y)
+        y = y.to(self.dtype)
         if self._strips is not None and n_rows == 1 and not self._d_out % STRIP:
             if self._bias is not None:
                 stream = stream + self._bias
