@@ -169,6 +169,11 @@ def test_passages_end_at_the_best_boundary():
     assert all(passage.endswith(b" ") for passage in words[:-1])
 
 
+def test_the_last_two_passages_are_within_bounds_too():
+    """27 bytes whose one boundary is near the end: too late for a passage of 16."""
+    assert [len(p) for p in cut(iter([b"a" * 25 + b" b"]), 16)] == [13, 14]
+
+
 @given(st.text(alphabet=st.sampled_from("ab \n\r\t\u20ac\U0001f600"), max_size=2000), st.data())
 def test_cutting_loses_nothing_and_keeps_characters_whole(text, data):
     raw = text.encode()

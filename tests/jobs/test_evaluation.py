@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tiny_runs import PUZZLES
 
 from mixlab.core.config import decode
 from mixlab.core.errors import CheckpointError, LabError, RunError
@@ -134,11 +135,9 @@ def test_settings_out_of_range_are_refused():
 
 
 def test_a_run_that_solves_puzzles_is_sent_to_its_own_metrics(tmp_path, quiet):
-    from jobs.test_refine_kill import TINY
-
     folder = tmp_path / "puzzles"
     folder.mkdir()
-    (folder / "config.yaml").write_text(f"name: puzzles\n{TINY}")
+    (folder / "config.yaml").write_text(f"name: puzzles\n{PUZZLES}")
     (folder / "summary.json").write_text('{"test": {"exact_accuracy": 0.25}}')
     with pytest.raises(RunError, match=r"solves puzzles .* It solved 25\.0 % of its test puzzles"):
         evaluate_run(folder, [LossPart()], screen=quiet)

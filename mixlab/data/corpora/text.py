@@ -127,23 +127,25 @@ def cut(chunks: Iterator[bytes], size: int) -> Iterator[bytes]:
     for chunk in chunks:
         buffer, start = buffer[start:] + chunk, 0
         while len(buffer) - start >= 2 * size:
-            end = start + _passage_end(buffer[start : start + size + size // 2], size)
+            window = buffer[start : start + size + size // 2]
+            end = start + _passage_end(window, size // 2, size)
             yield buffer[start:end]
             start = end
     rest = buffer[start:]
     # What is left is shorter than two passages: one, or two of about half of it.
     if len(rest) > size + size // 2:
-        end = _passage_end(rest, len(rest) // 2)
+        end = _passage_end(rest[: size + size // 2], size // 2, len(rest) // 2)
         yield rest[:end]
         rest = rest[end:]
     if rest:
         yield rest
 
 
-def _passage_end(window: bytes, size: int) -> int:
-    """Where a passage that begins with `window` ends: the best boundary, nearest to `size`."""
+def _passage_end(window: bytes, least: int, size: int) -> int:
+    """Where a passage that begins with `window` ends: the best boundary, nearest to `size`, behind
+    the first `least` bytes."""
     for boundary in _BOUNDARIES:
-        ends = [match.end() for match in boundary.finditer(window, size // 2)]
+        ends = [match.end() for match in boundary.finditer(window, least)]
         # A run that touches the window's end may go on behind it.
         ends = [end for end in ends if end < len(window)]
         if ends:
