@@ -124,7 +124,9 @@ LOOPED = {
 }
 
 
-@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize(
+    "name", ["gate", *(pytest.param(n, marks=pytest.mark.slow) for n in LOOPED if n != "gate")]
+)
 def test_looped_models_pass_at_every_depth_and_exit_rule(name):
     channel = "mlp" if name in ("fixed", "kl_exit") else "moe"
 

@@ -104,6 +104,7 @@ def test_two_ranks_train_as_one_and_one_goes_on_for_two(
     assert facts[0]["command"].startswith("torchrun --nproc-per-node 2 -m mixlab train")
 
 
+@pytest.mark.slow
 def test_as_many_ranks_go_on_bit_for_bit(fork_server, tiny_recipe, tmp_path):
     """Dropout included: every rank's generator is saved."""
     pair(fork_server, ["train", tiny_recipe, *NOISE, "--run-dir", "run"], tmp_path)

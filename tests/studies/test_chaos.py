@@ -73,7 +73,8 @@ def test_an_undisturbed_study_finds_each_optimum(undisturbed):
 
 def test_a_dozen_kills_leave_no_trace(undisturbed, tmp_path):
     counts = json.loads(script("chaos", tmp_path / "stub", 12, 3))
-    assert counts["status"] == 0 and counts["driver"] and counts["worker"]
+    # Which process a kill meets depends on the machine; 120 of them (below) meet both kinds.
+    assert counts["status"] == 0 and counts["driver"] + counts["worker"] >= 6
     check_runs(tmp_path / "stub")
     same_results(undisturbed, tmp_path / "stub")
 
