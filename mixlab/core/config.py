@@ -11,10 +11,10 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mixlab.core.errors import ConfigError, LabError, Rule
 
@@ -32,6 +32,21 @@ class Config(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, tree: Any) -> Any:
+        """Python takes true for 1, and pydantic with it; in a config it is a slip."""
+        for name, value in tree.items() if isinstance(tree, dict) else ():
+            field = cls.model_fields.get(name)
+            if field is None or not _is_of_numbers(field.annotation):
+                continue
+            items = enumerate(value) if isinstance(value, list | tuple) else [("", value)]
+            for place, item in items:
+                if isinstance(item, bool):
+                    where = f"{name}.{place}".rstrip(".")
+                    raise Rule(where, item, "a number, not true or false")
+        return tree
 
 
 M = TypeVar("M", bound=Config)
@@ -329,6 +344,25 @@ def _at(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[type
         narrowed = [model for model in below if kind is not None and _kind(model) == kind]
         here = narrowed or below
     return here
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether a field takes numbers, alone or in a list, and no truth values or settings."""
+    leaves = set(_leaves(annotation))
+    return bool(leaves & {int, float}) and not leaves & {bool, Any}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """What a field's annotation is made of: types, and the values of literals by their type."""
+    if get_origin(annotation) is Literal:
+        yield from (type(value) for value in get_args(annotation))
+    elif get_origin(annotation) is Annotated:
+        yield from _leaves(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType, list, tuple):
+        for argument in get_args(annotation):
+            yield from _leaves(argument)
+    elif isinstance(annotation, type) or annotation is Any:
+        yield annotation
 
 
 def _kind(model: type[BaseModel]) -> Any:

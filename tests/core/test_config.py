@@ -56,6 +56,10 @@ class Drawing(Config):
     named: dict[str, Box] = Field(default={})
     title: str = "none"
     scale: float = 1.0
+    sizes: tuple[int, ...] = ()
+    limit: Literal["auto"] | PositiveInt | None = None
+    is_shown: bool = False
+    compile: Literal["auto", True] = "auto"
 
 
 TREE = {"main": {"kind": "disc", "radius": 2}}
@@ -92,6 +96,9 @@ def test_every_float_survives_its_file(value):
         ({**TREE, "others": [{"kind": "bx"}]}, "others.0.kind = 'bx'", "Did you mean 'box'?"),
         ({**TREE, "named": {"a": {"width": -1}}}, "named.a.width = -1", "greater than 0."),
         ({**TREE, "named": {"a": {"width": 1, "hight": 1}}}, "named.a.hight", "'height'?"),
+        ({**TREE, "scale": True}, "scale = True: expected a number, not true", "."),
+        ({**TREE, "sizes": [1, False]}, "sizes.1 = False: expected a number, not", "."),
+        ({**TREE, "limit": True}, "limit = True: expected a number, not true or false", "."),
         ({"main": 3}, "main", "."),
         ({}, "main", "no default."),
     ],
@@ -99,6 +106,11 @@ def test_every_float_survives_its_file(value):
 def test_messages_name_path_value_rule_and_the_nearest_name(tree, start, end):
     text = message(tree)
     assert text.startswith(start) and text.endswith(end), text
+
+
+def test_truth_values_stay_where_they_belong():
+    found = decode(Drawing, {**TREE, "is_shown": True, "compile": True, "scale": 2})
+    assert found.is_shown is True and found.compile is True and found.scale == 2.0
 
 
 def test_a_changed_kind_starts_afresh():
