@@ -45,8 +45,9 @@ from mixlab.jobs.smoke import load_shrunk
 from mixlab.jobs.train import start_run
 from mixlab.nn.budget import model_budget
 from mixlab.nn.recursion.refiner import refiner_budget
+from mixlab.studies.arms import arm_specs
 from mixlab.studies.claims.claim_file import load_claim
-from mixlab.studies.study_file import arm_specs, load_study
+from mixlab.studies.study_file import load_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]

@@ -54,10 +54,12 @@ def run(
       mixlab study run my-study.yaml --executor slurm --workers 32
 
     Ctrl-C saves and stops; the same command goes on. Errors in the study are found before any
-    compute is spent.
+    compute is spent. The exit status is 1 if an arm failed.
     """
     place, results = drive(study, smoke, folder, executor, workers)
     _finish(place, results)
+    if any(arm["status"] == "failed" for arm in results["arms"]):
+        raise typer.Exit(1)
 
 
 def drive(

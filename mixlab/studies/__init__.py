@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixlab.studies.requests import Request, run_requests
-    from mixlab.studies.study_file import RunnerConfig, StudyFile, load_study
+    from mixlab.studies.runner import RunnerConfig
+    from mixlab.studies.study_file import StudyFile, load_study
 
 __all__ = ["Request", "RunnerConfig", "StudyFile", "load_study", "run_requests"]
 
-_HOME = {"Request": "requests", "run_requests": "requests"}
+_HOME = {"Request": "requests", "RunnerConfig": "runner", "run_requests": "requests"}
 
 
 def __getattr__(name: str) -> Any:

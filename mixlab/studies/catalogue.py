@@ -1,7 +1,8 @@
 """The packaged studies and claims as tables for people."""
 
+from mixlab.studies.arms import arm_specs
 from mixlab.studies.claims.claim_file import load_claim, packaged_claims
-from mixlab.studies.study_file import arm_specs, load_study, packaged_studies
+from mixlab.studies.study_file import load_study, packaged_studies
 
 
 def list_studies() -> list[tuple[str, str, str, str]]:

@@ -1,13 +1,15 @@
 """A study's changes laid over a recipe: dotted or nested keys, presets, and blocks left unused."""
 
 from pathlib import Path
+from typing import Any
 
 from mixlab.core.config import Tree, decode, read_yaml, set_path
 from mixlab.core.errors import LabError, Rule
 from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import is_run
 from mixlab.nn.pattern import Pattern
-from mixlab.studies.study_file import ArmSpec, Changes, StudyFile
+from mixlab.studies.arms import ArmSpec, Changes
+from mixlab.studies.study_file import StudyFile
 
 
 def arm_tree(study: StudyFile, spec: ArmSpec) -> Tree:
@@ -40,7 +42,18 @@ def apply_changes(tree: Tree, changes: Changes) -> Tree:
         preset = None
         if len(path) == 1 and isinstance(value, str):
             preset = override_preset(tree, path[0], value)
-        tree = set_path(tree, path, value) if preset is None else preset
+        tree = set_path(tree, path, _nested(value)) if preset is None else preset
+    return tree
+
+
+def _nested(value: Any) -> Any:
+    """`value` with the dotted keys of its groups turned into groups, at any depth."""
+    if not isinstance(value, dict):
+        return value
+    tree: Tree = {}
+    for key, below in value.items():
+        path = str(key).split(".") if all(str(key).split(".")) else [str(key)]
+        tree = set_path(tree, path, _nested(below))
     return tree
 
 

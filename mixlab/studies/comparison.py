@@ -32,7 +32,7 @@ from mixlab.studies.comparison_memory import Memory, asked_before, words_of
 from mixlab.studies.comparison_summary import find_controls, summarise
 from mixlab.studies.controls import Control, controls_of, is_recursive, with_seconds
 from mixlab.studies.progress import PlainStudyScreen
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 if TYPE_CHECKING:
     from mixlab.jobs.screen import Screen

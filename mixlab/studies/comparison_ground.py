@@ -77,7 +77,7 @@ def choose_metric(grounds: Mapping[str, Ground]) -> tuple[Metric, list[str]]:
     labels: list[str] = []
     for name in names[1:]:
         other = grounds[name]
-        _require_one_text(base_name, base, name, other)
+        require_one_text(base_name, base, name, other)
         unequal = []
         if other.tokenizer != base.tokenizer:
             unequal.append("another tokenizer")
@@ -131,7 +131,12 @@ def tokens_label(base: str, base_tokens: int, name: str, tokens: int) -> str:
     )
 
 
-def _require_one_text(a: str, first: Ground, b: str, second: Ground) -> None:
+def require_one_text(a: str, first: Ground, b: str, second: Ground) -> None:
+    """Refuse arms that are measured on different things.
+
+    Raises:
+        LabError: other kinds of run, other text, or another split of it.
+    """
     if first.kind != second.kind:
         raise LabError(
             f"{a} is of kind {first.kind} and {b} of kind {second.kind}: expected runs of one "

@@ -16,7 +16,7 @@ from mixlab.stats.bootstrap import MIN_SEEDS
 from mixlab.studies.comparison_arms import Arm
 from mixlab.studies.progress import StudyScreen
 from mixlab.studies.requests import Request, run_requests
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 
 class Maker:

@@ -1,10 +1,11 @@
 """What a study file means: every arm as a settled config, checked before any compute is spent."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixlab.core.config import Tree, digest, to_tree
+from mixlab.core.config import Tree, to_tree
 from mixlab.core.errors import LabError
 from mixlab.data.progress import Silent
 from mixlab.jobs.config import AnyRunConfig, RunConfig, decode_config
@@ -13,13 +14,20 @@ from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import optimizer_bytes_per_param
 from mixlab.nn.budget import state_bytes, training_memory_bytes
 from mixlab.studies.address import code_version, data_key
-from mixlab.studies.changes import apply_changes, arm_tree
+from mixlab.studies.arms import arm_specs
+from mixlab.studies.changes import apply_changes, arm_tree, base_tree
 from mixlab.studies.job_store import Job, Purpose
 from mixlab.studies.lengths import Costs, match_lengths, needs_timing, with_steps
 from mixlab.studies.metrics import Metric, find_metric
+from mixlab.studies.refusals import (
+    refuse_early_stopping,
+    refuse_equal_arms,
+    refuse_other_kind,
+    require_one_ground,
+)
 from mixlab.studies.shrink import Scale
 from mixlab.studies.sizes import budget_of, size_of, solve_size
-from mixlab.studies.study_file import TOLERANCE, StudyFile, arm_specs
+from mixlab.studies.study_file import TOLERANCE, StudyFile
 from mixlab.training.length import Length
 
 FORMAT = 1
@@ -69,14 +77,16 @@ def design(study: StudyFile, *, is_smoke: bool, screen: Screen) -> Design:
     if is_smoke:
         length = arms[baseline].config.train.length
     for arm in arms.values():
-        _refuse_early_stopping(arm)
+        refuse_early_stopping(arm)
+        refuse_other_kind(arm, arms[baseline])
     _match_sizes(study, arms, baseline)
     found = Design(study, is_smoke, arms, baseline, metric, length)
-    _refuse_equal_arms(found)
+    refuse_equal_arms(found)
     if not needs_timing(study.matched_length, length):
         settle_lengths(found)
     for arm in arms.values():
         _prepare_data(found, arm, screen)
+    require_one_ground(found)
     return found
 
 
@@ -92,11 +102,15 @@ def settle_lengths(found: Design) -> None:
     for name, arm in arms.items():
         arm.config = with_steps(arm.config, steps[name])
     found.has_lengths = True
-    _refuse_equal_arms(found)
+    refuse_equal_arms(found)
 
 
 def _configs(study: StudyFile, is_smoke: bool) -> dict[str, Arm]:
     specs = arm_specs(study)
+    try:
+        base_tree(study.base)
+    except LabError as error:
+        raise LabError(f"base = {study.base!r}: {error}") from None
     baseline = study.baseline or specs[0].name
     trees: dict[str, Tree] = {}
     arms: dict[str, Arm] = {}
@@ -125,16 +139,7 @@ def _named(name: str, error: LabError) -> tuple[Any, ...]:
 
 
 def _run_name(study: StudyFile, arm: str) -> str:
-    kept = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{study.name}-{arm}")
-    return kept[:100].rstrip("-.")
-
-
-def _refuse_early_stopping(arm: Arm) -> None:
-    if arm.config.train.early_stopping is not None:
-        raise LabError(
-            f"arm {arm.name!r}: train.early_stopping: expected to be absent in a study, which "
-            "compares runs at the end of their schedules. Set train.early_stopping to null."
-        )
+    return re.sub(r"[^A-Za-z0-9._-]", "-", f"{study.name}-{arm}")[:100].rstrip("-.")
 
 
 def _match_sizes(study: StudyFile, arms: dict[str, Arm], baseline: str) -> None:
@@ -162,24 +167,6 @@ def _match_sizes(study: StudyFile, arms: dict[str, Arm], baseline: str) -> None:
             f"{study.solve}: arm {least!r} has {sizes[least]:,} and arm {most!r} {sizes[most]:,}. "
             "Choose another `solve` (d_ff, d_model, head_dim)."
         )
-
-
-def _refuse_equal_arms(found: Design) -> None:
-    seen: dict[str, str] = {}
-    for name, arm in found.arms.items():
-        key = digest(figures_of(arm.config))
-        if key in seen:
-            raise LabError(
-                f"arms {seen[key]!r} and {name!r} are the same: they resolve to the same config, "
-                "so one of them would count twice. Leave one out, or look at what its changes do."
-            )
-        seen[key] = name
-
-
-def figures_of(config: AnyRunConfig) -> Tree:
-    """The part of a config that decides figures."""
-    left_out = ("name", "about", "seed", "checks", "log")
-    return {key: value for key, value in to_tree(config).items() if key not in left_out}
 
 
 def _prepare_data(found: Design, arm: Arm, screen: Screen) -> None:

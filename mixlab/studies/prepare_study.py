@@ -8,7 +8,8 @@ from mixlab.core.config import Tree, decode, to_tree
 from mixlab.core.provenance import n_usable_cores
 from mixlab.jobs.screen import Screen
 from mixlab.studies.design import Design, design
-from mixlab.studies.study_file import RunnerConfig, load_study, smoke_study, study_tree
+from mixlab.studies.runner import RunnerConfig
+from mixlab.studies.study_file import load_study, smoke_study, study_tree
 
 
 class Prepared(NamedTuple):

@@ -11,7 +11,7 @@ from mixlab.studies.executors.base import Executor
 from mixlab.studies.job_store import Job
 from mixlab.studies.progress import Silent, Snapshot, StudyScreen, snapshot
 from mixlab.studies.rows import job_row
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 if TYPE_CHECKING:
     from mixlab.jobs.config import AnyRunConfig

@@ -7,15 +7,17 @@ it means.
 
 import difflib
 import re
-from collections.abc import Mapping
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml, to_tree
-from mixlab.core.errors import LabError, Rule
+from mixlab.core.errors import ConfigError, LabError, Rule
+from mixlab.studies.arms import Changes, arm_specs
+from mixlab.studies.runner import RunnerConfig
 from mixlab.training.length import Length
 
 LENGTHS = ("tokens", "steps", "flops", "seconds")
@@ -23,9 +25,9 @@ SIZES = ("params", "active_params")
 TOLERANCE = 0.01
 """Share by which the realised values of a matched quantity may differ between arms."""
 MAX_SEEDS = 1000
-MAX_ARMS = 1000
+MAX_SEED = 2**32
+"""Seeds lie below."""
 
-Changes = dict[str, Any]
 Matched = Literal["tokens", "steps", "flops", "seconds", "params", "active_params"]
 
 
@@ -45,30 +47,6 @@ class TuneConfig(Config):
     """Seeds that tuning runs with; absent: one that the study does not use otherwise."""
     max_runs: int = Field(default=9, ge=4, le=100)
     """Rates that are tried at most before the search ends with the best at the edge."""
-
-
-class RunnerConfig(Config):
-    """Where the runs are made."""
-
-    executor: Literal["local", "slurm", "ray"] = "local"
-    """`local`: processes on this machine; `slurm`: jobs through submitit; `ray`: tasks of Ray."""
-    workers: PositiveInt | None = None
-    """Processes at once; absent: one per GPU, or per `threads` cores where there is no GPU."""
-    threads: PositiveInt | None = None
-    """Cores of one worker on a CPU; absent: the recipe's train.threads, else 1."""
-    hang_after: Length = Length(1800, "seconds")
-    """Time without a sign of life after which a worker's run is given to another one."""
-    slurm: Changes = Field(default_factory=dict)
-    """Parameters of submitit's executor, such as {partition: gpu, timeout_min: 240}."""
-    ray: Changes = Field(default_factory=dict)
-    """Resources of one Ray worker, such as {num_gpus: 1, num_cpus: 8, address: auto}."""
-
-    @field_validator("hang_after")
-    @classmethod
-    def _is_a_time(cls, value: Length) -> Length:
-        if value.unit != "seconds":
-            raise Rule("", str(value), 'a time, such as "30 minutes"')
-        return value
 
 
 class StudyFile(Config):
@@ -125,15 +103,21 @@ class StudyFile(Config):
         match = tree.get("match")
         if isinstance(match, str):
             tree["match"] = [match]
-        if isinstance(tree.get("budget"), str | int):
+        if isinstance(tree.get("budget"), str | int | float):
             tree["budget"] = {"per_run": tree["budget"]}
+        if isinstance(tree.get("arms"), dict):  # `plain:` without a value changes nothing
+            tree["arms"] = {n: {} if own is None else own for n, own in tree["arms"].items()}
         seeds = tree.get("seeds")
+        if "seeds" in tree and (isinstance(seeds, bool) or not isinstance(seeds, int | list)):
+            raise Rule("seeds", seeds, "a number of seeds such as 3, or a list such as [1, 2, 3]")
         if isinstance(seeds, int) and not isinstance(seeds, bool):
             if not 1 <= seeds <= MAX_SEEDS:
                 raise Rule("seeds", seeds, f"a number of seeds from 1 to {MAX_SEEDS}, or a list")
             tree["seeds"] = list(range(1, seeds + 1))
         if tree.get("tune") == "learning_rate":
             tree["tune"] = {}
+        elif not isinstance(tree.get("tune"), dict | TuneConfig | None):
+            raise Rule("tune", tree["tune"], "learning_rate, or settings such as {max_runs: 9}")
         return tree
 
     @model_validator(mode="after")
@@ -145,6 +129,11 @@ class StudyFile(Config):
             chosen = [name for name in self.match if name in group]
             if len(chosen) > 1:
                 raise Rule("match", self.match, f"at most one of {', '.join(group)}")
+        if self.solve != "d_ff" and self.matched_size is None:
+            raise Rule(
+                "solve", self.solve, f"match to name {' or '.join(SIZES)}, which it reaches",
+                "Write match: [tokens, params], or leave solve out.",
+            )  # fmt: skip
         if not self.arms and not self.grid:
             raise Rule("arms", None, "arms, a grid, or both: there is nothing to compare")
         for key, values in self.grid.items():
@@ -179,7 +168,8 @@ class StudyFile(Config):
         """
         if self.tune is None:
             return []
-        return self.tune.seeds or [max(self.seeds) + 1]
+        unused = (seed for seed in count(max(self.seeds) + 1) if seed % MAX_SEED not in self.seeds)
+        return self.tune.seeds or [next(unused) % MAX_SEED]
 
 
 SMOKE_SEEDS = 3
@@ -191,15 +181,10 @@ def smoke_study(study: StudyFile) -> StudyFile:
     own = {key: study.smoke[key] for key in _OF_THE_STUDY if key in study.smoke}
     changes = {key: value for key, value in study.smoke.items() if key not in _OF_THE_STUDY}
     tree = {**to_tree(study), "seeds": study.seeds[:SMOKE_SEEDS], "screen": None, "tune": None}
-    return decode(StudyFile, {**tree, **own, "smoke": changes})
-
-
-class ArmSpec(NamedTuple):
-    """One arm before it is resolved."""
-
-    name: str
-    recipe: str | None  # to begin from in place of the base
-    changes: Changes
+    try:
+        return decode(StudyFile, {**tree, **own, "smoke": changes})
+    except ConfigError as error:
+        raise LabError(f"smoke.{error}") from None
 
 
 def _check_seeds(field: str, seeds: list[int]) -> None:
@@ -212,79 +197,8 @@ def _check_seeds(field: str, seeds: list[int]) -> None:
             "times", "The same seed gives the same run, which would count as two.",
         )  # fmt: skip
     for seed in seeds:
-        if not 0 <= seed < 2**32:
+        if not 0 <= seed < MAX_SEED:
             raise Rule(field, seed, "seeds from 0 to 2**32 - 1")
-
-
-def arm_specs(study: StudyFile) -> list[ArmSpec]:
-    """The arms by name: those of `arms`, each with every point of the grid.
-
-    Raises:
-        LabError: too many, an arm named twice, or a key that a study decides itself.
-    """
-    points: list[tuple[str, Changes]] = [("", {})]
-    for key, values in study.grid.items():
-        named = list(values.items()) if isinstance(values, Mapping) else [
-            (f"{key.rsplit('.', 1)[-1]}={_label(value)}", value) for value in values
-        ]  # fmt: skip
-        points = [
-            (f"{label},{name}" if label else str(name), {**changes, key: value})
-            for label, changes in points
-            for name, value in named
-        ]
-        if len(points) > MAX_ARMS:
-            raise LabError(f"grid: gives more than {MAX_ARMS} arms. Leave some values out.")
-    specs = []
-    for name, changes in (study.arms or {"": {}}).items():
-        own = dict(changes or {})
-        recipe = own.pop("recipe", None)
-        if recipe is not None and not isinstance(recipe, str):
-            raise LabError(f"arms.{name}.recipe = {recipe!r}: expected the name of a recipe.")
-        for label, point in points:
-            full = ",".join(part for part in (name, label) if part)
-            specs.append(ArmSpec(full, recipe, {**own, **point}))
-    _check_arms(study, specs)
-    return specs
-
-
-def _check_arms(study: StudyFile, specs: list[ArmSpec]) -> None:
-    names = [spec.name for spec in specs]
-    for name in names:
-        if not name or "/" in name or name.startswith(".") or len(name) > 120:
-            raise LabError(
-                f"arms.{name}: expected a name of at most 120 characters without '/', which does "
-                "not begin with a dot."
-            )
-        if names.count(name) > 1:
-            raise LabError(f"grid: two points are both called {name!r}. Name the points yourself.")
-    if len(specs) > MAX_ARMS:
-        raise LabError(f"arms: expected at most {MAX_ARMS}, but there are {len(specs)}.")
-    if study.baseline is not None and study.baseline not in names:
-        close = difflib.get_close_matches(study.baseline, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LabError(
-            f"baseline = {study.baseline!r}: expected one of the arms "
-            f"{', '.join(names[:20])}.{hint}"
-        )
-    for where, changes in [
-        ("changes", study.changes),
-        *((f"arms.{s.name}", s.changes) for s in specs),
-    ]:
-        for key in changes:
-            reserved = {"seed": "seeds", "name": "name"}.get(str(key))
-            if reserved is not None:
-                raise LabError(
-                    f"{where}.{key} = {changes[key]!r}: expected a key of a recipe that the study "
-                    f"does not decide itself. Use the study's own key `{reserved}`."
-                )
-
-
-def _label(value: Any) -> str:
-    """A value as part of an arm's name."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    text = re.sub(r"[^A-Za-z0-9._+-]+", "-", str(value)).strip("-")
-    return text[:40] or "none"
 
 
 # --- finding and reading ------------------------------------------------------------------------
@@ -309,6 +223,7 @@ def load_study(name_or_file: str) -> StudyFile:
     tree = study_tree(name_or_file)
     study = decode(StudyFile, tree)
     arm_specs(study)
+    smoke_study(study)
     return study
 
 

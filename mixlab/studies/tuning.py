@@ -69,6 +69,15 @@ def with_rate(config: Tree, index: int) -> Tree:
     return config
 
 
+def without_rate(config: Tree) -> Tree:
+    """The config with its rates as ratios of the first: equal for arms that tuning makes equal."""
+    base = config["train"]["optimizer"]["lr"]
+    for path, value in flatten(config["train"]["optimizer"], "train.optimizer"):
+        if path.rsplit(".", 1)[-1] == "lr" and value is not None:
+            config = set_path(config, path.split("."), float(f"{value / base:.6g}"))
+    return config
+
+
 def scaled(lr: float, index: int) -> float:
     """A rate at an index of the grid, with six digits: what is printed is what is used."""
     return float(f"{lr * factor(index):.6g}")

@@ -9,13 +9,14 @@ from mixlab.core.config import decode, parse_yaml, to_tree
 from mixlab.core.errors import LabError
 from mixlab.jobs.config import load_config
 from mixlab.nn.language_model import build_model
+from mixlab.studies.arms import ArmSpec
 from mixlab.studies.changes import arm_tree, drop_unused_blocks
 from mixlab.studies.design import Design, design, profile_jobs, take_profiles, to_json
 from mixlab.studies.lengths import Costs, match_lengths
 from mixlab.studies.plan import n_runs, refuse_expected
 from mixlab.studies.rounds import Rounds
 from mixlab.studies.sizes import size_of, solve_size
-from mixlab.studies.study_file import ArmSpec, StudyFile, smoke_study
+from mixlab.studies.study_file import StudyFile, smoke_study
 from mixlab.training.length import Length
 
 PATTERN_ARMS = "arms: {none: {model.pattern: [linear]}, half: {}, all: {model.pattern: [full]}}"
@@ -55,6 +56,14 @@ def test_changes_are_dotted_or_nested_and_presets_work(study_lab):
     assert tree["train"]["batch_size"] == 8 and tree["model"]["n_layers"] == 3
     assert tree["train"]["optimizer"]["lr"] == 0.5 and tree["train"]["optimizer"]["kind"] == "muon"
     assert tree["data"]["corpus"]["kind"] == "python-stdlib"
+    mixed = arm_tree(found, ArmSpec("y", "quickstart", {"train": {"optimizer.lr": 0.25}}))
+    assert mixed["train"]["optimizer"]["lr"] == 0.25
+
+
+def test_the_names_of_arms_may_be_in_any_script(study_lab):
+    found = designed("arms: {\u6a21\u578b: {}, b: {model.n_layers: 3}}")
+    names = {arm.config.name for arm in found.arms.values()}
+    assert names == {"test", "test-b"}, "run folders keep to ASCII"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,23 @@ def test_changes_are_dotted_or_nested_and_presets_work(study_lab):
             "arm 'b' makes whole updates",
         ),
         ("arms: {a: {data.corpus.path: nowhere}}", "arm 'a': data.corpus.path"),
+        ("arms: {a: {}, b: {checkpoint.every: 7}}", "arms 'a' and 'b' are the same"),
+        (
+            "arms: {a: {}, b: {train.optimizer.lr: 0.02}}, tune: learning_rate",
+            "but for the learning rate, which tune finds",
+        ),
+        (
+            "arms: {a: {}, b: {data.tokenizer.vocab_size: 290}}",
+            "other tokenizers, and figures per token do not compare between them. Set metric to "
+            "validation.bits_per_byte",
+        ),
+        (
+            "arms: {a: {}, b: {data.split.test_frac: 0.3}}",
+            "arm a and arm b: do not have the same text",
+        ),
+        ("arms: {a: {}, b: {recipe: sudoku-4x4}}", "arm 'b': kind = 'refine': expected"),
+        ("arms: {a: {}, b: {eval.n_tokens: 128}}", "arm 'b': eval.n_tokens = 128: expected 256"),
+        ("base: nowhere, arms: {a: {}}", "base = 'nowhere': recipe = 'nowhere': expected one of"),
     ],
 )
 def test_errors_come_before_any_compute(study_lab, text, words):

@@ -17,8 +17,8 @@ from mixlab.studies.executors.base import tail, worker_command
 from mixlab.studies.executors.local import LocalExecutor
 from mixlab.studies.prepare_study import prepare_study
 from mixlab.studies.progress import Silent
+from mixlab.studies.runner import RunnerConfig
 from mixlab.studies.study import drive_study
-from mixlab.studies.study_file import RunnerConfig
 
 STUDY = """\
 base: patterns.yaml
@@ -162,8 +162,12 @@ def test_settings_that_an_executor_refuses(tmp_path):
             RunnerConfig(executor="slurm", slurm={"cluster": "local", "partitoin": "gpu"}),
             tmp_path, n_gpus=0, threads=1,
         )  # fmt: skip
-    pytest.importorskip("ray")
-    with pytest.raises(LabError, match=r"runner\.ray\.num_gpu: expected address"):
-        open_executor(
-            RunnerConfig(executor="ray", ray={"num_gpu": 1}), tmp_path, n_gpus=0, threads=1
-        )
+
+
+@pytest.mark.parametrize("settings", [{"timeout_min": "ten"}, {"cluster": "nowhere"}])
+def test_what_submitit_refuses_is_one_line(tmp_path, settings):
+    pytest.importorskip("submitit")
+    runner = RunnerConfig(executor="slurm", slurm={"cluster": "local", **settings})
+    with pytest.raises(LabError, match=r"runner\.slurm = .*submitit refuses it") as error:
+        open_executor(runner, tmp_path, n_gpus=0, threads=1)
+    assert "\n" not in str(error.value)

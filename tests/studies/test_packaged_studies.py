@@ -18,7 +18,9 @@ NAMED = {  # arms of the published design that are different models
 @pytest.fixture
 def settled(monkeypatch):
     """A packaged study with every arm settled; no text is read for it."""
-    monkeypatch.setattr(designs, "_prepare_data", lambda found, arm, screen: None)
+    monkeypatch.setattr(
+        designs, "_prepare_data", lambda found, arm, screen: found.manifests.setdefault("", {})
+    )
 
     def settle(name, is_smoke):
         return design(load_study(name), is_smoke=is_smoke, screen=None)

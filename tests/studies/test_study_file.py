@@ -4,10 +4,10 @@ import pytest
 
 from mixlab.core.config import decode, parse_yaml
 from mixlab.core.errors import ConfigError, LabError
+from mixlab.studies.arms import arm_specs
 from mixlab.studies.metrics import find_metric, metric_names, metric_value
 from mixlab.studies.study_file import (
     StudyFile,
-    arm_specs,
     load_study,
     packaged_studies,
     smoke_study,
@@ -73,6 +73,13 @@ def test_a_grid_is_crossed_with_the_arms():
         (f"{{grid: {GRID}, runner: {{hang_after: 3 steps}}}}", "a time"),
         (f"{{grid: {GRID}, tune: {{seeds: [1, 1]}}}}", "tune.seeds"),
         (f"{{grid: {GRID}, solve: depth}}", "one of d_ff, d_model, head_dim"),
+        (f"{{grid: {GRID}, solve: d_model}}", "solve = 'd_model': expected match to name params"),
+        (f"{{grid: {GRID}, seeds: three}}", "seeds = 'three': expected a number of seeds"),
+        (f"{{grid: {GRID}, seeds: true}}", "seeds = True: expected a number of seeds"),
+        (f"{{grid: {GRID}, seeds: [true, 2]}}", "seeds.0 = True: expected a number, not true"),
+        (f"{{grid: {GRID}, budget: 20.5}}", "budget = 20.5: expected a positive length"),
+        (f"{{grid: {GRID}, tune: lr}}", "tune = 'lr': expected learning_rate, or settings"),
+        (f"{{grid: {GRID}, runner: {{ray: {{num_cpu: 1}}}}}}", "runner.ray.num_cpu = 1"),
     ],
 )
 def test_what_is_wrong_is_named(text, words):
@@ -89,6 +96,11 @@ def test_what_is_wrong_is_named(text, words):
         ("{arms: {a: {seed: 3}}}", "arms.a.seed = 3: expected a key of a recipe that"),
         ("{arms: {a: {}}, changes: {name: x}}", "changes.name"),
         ("{arms: {a/b: {}}}", "without '/'"),
+        ('{arms: {"a\\0b": {}}}', "control characters"),
+        ('{arms: {"a\\nb": {}}}', "control characters"),
+        ('{arms: {" a": {}}}', "blanks at its ends"),
+        ("{arms: {%s: {}}}" % ("\u6a21" * 41), "at most 120 bytes"),
+        ("{grid: {seed: [1, 2]}}", "grid.seed"),
         ("{arms: {a: {recipe: 3}}}", "arms.a.recipe = 3"),
         ("{grid: {model.x: [1.0, 1.0]}}", "two points are both called 'x=1'"),
         ("{grid: {a.b: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], a.c: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10],"
@@ -99,6 +111,25 @@ def test_arms_that_cannot_be_are_named(text, words):
     with pytest.raises(LabError) as error:
         arm_specs(study(text))
     assert words in str(error.value)
+
+
+def test_an_arm_without_changes_may_be_left_empty():
+    plain, _ = arm_specs(study("{arms: {\u6a21\u578b: null, b: {model.n_layers: -2}}}"))
+    assert plain.name == "\u6a21\u578b" and plain.changes == {}
+    labels = [spec.name for spec in arm_specs(study("{grid: {model.x: [-1, 1]}}"))]
+    assert labels == ["x=-1", "x=1"]
+
+
+def test_tuning_takes_a_seed_that_exists_and_ranks_nothing():
+    found = study(f"{{grid: {GRID}, seeds: [0, 4294967295], tune: learning_rate}}")
+    assert found.tuning_seeds == [1]
+
+
+def test_the_smoke_size_is_judged_with_the_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"base: quickstart\ngrid: {GRID}\nsmoke: {{seeds: [1, 1]}}\n")
+    with pytest.raises(LabError, match=r"smoke\.seeds = \[1, 1\]: expected every seed once"):
+        load_study(str(file))
 
 
 def test_smoke_takes_the_first_seeds_and_neither_tunes_nor_screens():

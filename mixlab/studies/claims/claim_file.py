@@ -10,7 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml
 from mixlab.core.errors import LabError, Rule
-from mixlab.studies.study_file import StudyFile, arm_specs, load_study
+from mixlab.studies.arms import arm_specs
+from mixlab.studies.study_file import StudyFile, load_study
 
 QUANTITIES = ("seconds", "flops", "tokens", "memory_bytes", "state_bytes", "decode_ms")
 """What a claim can be about besides the metric of its study; less is better."""

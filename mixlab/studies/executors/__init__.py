@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mixlab.studies.executors.base import Executor
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 __all__ = ["Executor", "open_executor"]
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 
 class Executor(Protocol):

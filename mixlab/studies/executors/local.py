@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mixlab.core.provenance import n_usable_cores
 from mixlab.studies.executors.base import log_path, tail, worker_command
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 
 class LocalExecutor:

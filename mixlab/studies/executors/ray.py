@@ -11,7 +11,7 @@ from typing import Any
 
 from mixlab.core.errors import LabError, MissingPackageError
 from mixlab.studies.executors.base import log_path, tail, worker_command
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 
 def _run_command(command: list[str], log: str, threads: int | None) -> int:
@@ -48,12 +48,6 @@ class RayExecutor:
         needs = dict(runner.ray)
         start = {key: needs.pop(key) for key in ("address", "namespace") if key in needs}
         needs.setdefault("num_cpus", runner.threads or 1)
-        unknown = sorted(set(needs) - {"num_cpus", "num_gpus", "resources", "memory"})
-        if unknown:
-            raise LabError(
-                f"runner.ray.{unknown[0]}: expected address, namespace, num_cpus, num_gpus, memory "
-                "or resources."
-            )
         try:
             if not ray.is_initialized():
                 ray.init(log_to_driver=False, configure_logging=False, include_dashboard=False,

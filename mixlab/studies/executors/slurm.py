@@ -5,7 +5,7 @@ from typing import Any
 
 from mixlab.core.errors import LabError, MissingPackageError
 from mixlab.studies.executors.base import tail, worker_command
-from mixlab.studies.study_file import RunnerConfig
+from mixlab.studies.runner import RunnerConfig
 
 _DEFAULTS = {"timeout_min": 24 * 60, "name": "mixlab"}
 
@@ -29,9 +29,11 @@ class SlurmExecutor:
             logs = folder / "workers" / "slurm"
             self._executor = submitit.AutoExecutor(folder=logs, cluster=cluster)
             self._executor.update_parameters(**parameters)
-        except (RuntimeError, TypeError, NameError, ValueError) as error:
+        # submitit asserts the types of its parameters.
+        except (RuntimeError, TypeError, NameError, ValueError, AssertionError) as error:
+            why = " ".join(str(error).split())
             raise LabError(
-                f"runner.slurm = {runner.slurm!r}: submitit refuses it: {error} See its "
+                f"runner.slurm = {runner.slurm!r}: submitit refuses it: {why} See its "
                 "documentation of AutoExecutor.update_parameters, or use the executor local."
             ) from None
         self.n_workers = runner.workers or 1
