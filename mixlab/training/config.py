@@ -70,7 +70,7 @@ class TrainConfig(Config):
     a language model on a GPU, where Triton is there to do it."""
     cuda_graphs: Literal["auto", True, False] = "auto"
     """Record an update on a GPU once and replay it; auto: where launching kernels takes longer than
-    running them, as it does for small models; a refiner only when true."""
+    running them, as it does for small models, or memory is plenty; a refiner only when true."""
     ema: EmaConfig | None = None
     """Average the parameters; absent: no average."""
     early_stopping: EarlyStoppingConfig | None = None

@@ -1,16 +1,18 @@
-"""Updates of a small model replayed as CUDA graphs.
+"""Updates replayed as CUDA graphs.
 
 A small model's kernels end sooner than a processor can launch the next ones. A recorded graph is
 launched as a whole: the same kernels on the same memory, so that the numbers are the same, and only
-inputs are copied in. Recording is worth it where launching takes longer than running, which is
-measured; larger models gain nothing and would hold their activations' memory for good.
+inputs are copied in. Where launching takes longer than running, which is measured, that decides the
+speed. Larger models lose only the short gaps between kernels, two or three percent, and hold their
+activations' memory for good: they are recorded where there is plenty of it.
 """
 
 import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +26,8 @@ MOST_GRAPHS = 4
 """Forms of batch that are recorded; each keeps memory of its own inputs."""
 LAUNCH_SHARE = 0.7
 """Launching counts as the limit from this share of an update's time on."""
+ROOM = 3
+"""Free memory is plenty from so many times on what an update takes and gives back."""
 
 Form = tuple
 """What must agree for a recorded update to fit: shapes, targets, kinds of packing."""
@@ -55,8 +59,13 @@ class Recorded:
     """
 
     def __init__(
-        self, run: Run, parameters: Sequence[nn.Parameter], inputs: Sequence[Inputs]
+        self,
+        run: Run,
+        parameters: Sequence[nn.Parameter],
+        inputs: Sequence[Inputs],
+        pool: Any = None,
     ) -> None:
+        """Graphs of one `pool` share the memory of what they leave behind for nobody."""
         device = parameters[0].device
         self._parameters = parameters
         self._resident = [one.resident(device) for one in inputs]
@@ -64,7 +73,7 @@ class Recorded:
         _forget_gradients(parameters)
         gc.collect()
         # Other threads may pin memory meanwhile, which a global recording would forbid them.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._metrics = run(self._resident)
         self._gradients = [p.grad for p in parameters]
 
@@ -91,13 +100,15 @@ class Replayer:
         parameters: Sequence[nn.Parameter],
         *,
         always: bool = False,
-        record: Callable[..., Recorded] = Recorded,
+        record: Callable[..., Recorded] | None = None,
         launch_share: Callable[[Callable[[], StepMetrics]], tuple[StepMetrics, float]]
         | None = None,
+        has_room: Callable[[], bool] | None = None,
     ) -> None:
-        """`always` records without a look at the time; the last two stand in for the device."""
+        """`always` records without a look at time or memory; the rest stand in for the device."""
         self._run, self._parameters, self._always = run, parameters, always
-        self._record, self._launch_share = record, launch_share or timed_launch
+        self._record = record or partial(Recorded, pool=torch.cuda.graph_pool_handle())
+        self._launch_share, self._has_room = launch_share or timed_launch, has_room or has_memory
         self._seen: Counter[Form] = Counter()
         self._graphs: dict[Form, Recorded] = {}
         self._is_off = False
@@ -117,9 +128,12 @@ class Replayer:
             return self._run(inputs)
         if self._seen[form] == PLAIN_UPDATES + 1 and not self._always:
             metrics, share = self._launch_share(lambda: self._run(inputs))
-            if share < LAUNCH_SHARE:
+            if share < LAUNCH_SHARE and not self._has_room():
                 self._is_off = True
-                self.verdict = f"launching kernels takes {share:.0%} of an update, so no CUDA graph"
+                self.verdict = (
+                    f"launching kernels takes {share:.0%} of an update and memory is not plenty, "
+                    "so no CUDA graph"
+                )
             return metrics
         return self._first_replay(form, inputs)
 
@@ -144,6 +158,15 @@ def timed_launch(run: Callable[[], StepMetrics]) -> tuple[StepMetrics, float]:
     launched = time.perf_counter()
     torch.cuda.synchronize()
     return metrics, (launched - start) / (time.perf_counter() - start)
+
+
+def has_memory() -> bool:
+    """Whether the device has plenty beside what an update takes and gives back."""
+    taken = torch.cuda.memory_allocated()
+    need = torch.cuda.max_memory_allocated() - taken
+    free, total = torch.cuda.mem_get_info()
+    granted = torch.cuda.get_per_process_memory_fraction() * total - taken
+    return min(free + torch.cuda.memory_reserved() - taken, granted) >= ROOM * need
 
 
 def _forget_gradients(parameters: Sequence[nn.Parameter]) -> None:

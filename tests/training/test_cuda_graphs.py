@@ -15,8 +15,8 @@ from mixlab.training.language_modelling import MicroBatch
 class Device:
     """Counts what a replayer does with updates; inputs are (form, value)."""
 
-    def __init__(self, share=0.9, error=None):
-        self.share, self.error = share, error
+    def __init__(self, share=0.9, error=None, has_room=False):
+        self.share, self.error, self.has_room = share, error, has_room
         self.log = []
 
     def run(self, inputs):
@@ -43,8 +43,9 @@ class Device:
     def replayer(self, **options):
         parameter = nn.Parameter(torch.zeros(1))
         return Replayer(
-            self.run, [parameter], record=self.record, launch_share=self.launch_share, **options
-        )
+            self.run, [parameter], record=self.record, launch_share=self.launch_share,
+            has_room=lambda: self.has_room, **options,
+        )  # fmt: skip
 
 
 class One:
@@ -63,12 +64,14 @@ def test_a_form_is_timed_then_recorded_then_replayed():
     assert "replayed" in replayer.verdict
 
 
-def test_a_busy_device_gains_nothing():
-    device = Device(share=LAUNCH_SHARE / 2)
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_busy_device_spends_memory_only_where_there_is_plenty(has_room):
+    device = Device(share=LAUNCH_SHARE / 2, has_room=has_room)
     replayer = device.replayer()
     for i in range(6):
         replayer([One(i)])
-    assert "recorded" not in device.log and "35%" in replayer.verdict
+    assert ("recorded" in device.log) is has_room
+    assert ("replayed" if has_room else "35%") in replayer.verdict
 
 
 def test_always_does_not_look_at_the_time():
