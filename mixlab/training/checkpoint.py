@@ -322,7 +322,7 @@ def _way_out(folder: Path) -> str:
     except CheckpointError as error:
         return str(error)
     if good is None:
-        return f"There is no good checkpoint in {folder}."
+        return f"There is no good checkpoint in {folder}: restore one from a copy, or train anew."
     return f"The newest good checkpoint is {good}."
 
 
@@ -410,6 +410,9 @@ def write_best(folder: Path, step: int, loss_nats: float) -> None:
         raise CheckpointError(f"{path} could not be written: {error.strerror}.") from None
 
 
+_WITHOUT_BEST = "Restore it from a copy, or delete it: then the last checkpoint is taken."
+
+
 def read_best(folder: Path) -> Best | None:
     """The pointer to the best checkpoint; None if there is none yet.
 
@@ -422,8 +425,8 @@ def read_best(folder: Path) -> Best | None:
     try:
         document = manifest.parse(_BEST, _read(path))
     except DamagedError as reason:
-        raise CheckpointError(f"{path}: {reason}.") from None
+        raise CheckpointError(f"{path}: {reason}. {_WITHOUT_BEST}") from None
     step, loss = document.get("step"), document.get("loss_nats")
     if not manifest.is_count(step) or not isinstance(loss, int | float) or isinstance(loss, bool):
-        raise CheckpointError(f"{path} does not hold a step and a loss.")
+        raise CheckpointError(f"{path} does not hold a step and a loss. {_WITHOUT_BEST}")
     return Best(step, float(loss))

@@ -54,6 +54,8 @@ class GradientSums:
         self._n_sent = 0
         self._under_way: list = []
         self._is_armed = False
+        self.is_separate = world.size > 1
+        """Whether nothing is sent before the last backward pass has ended."""
         if world.size == 1:
             return
         self._sharded = sharded_modules(model)
@@ -61,6 +63,7 @@ class GradientSums:
         self._buckets = _buckets(whole[::-1], bucket_bytes)
         if overlaps is None:
             overlaps = whole[0].device.type == "cuda" and link_speed(world, whole[0]) < FAST_LINK
+        self.is_separate = not overlaps and not self._sharded
         if not overlaps:
             return
         me = weakref.ref(self)  # a parameter that held us, as we hold it, would outlive its use
@@ -84,11 +87,19 @@ class GradientSums:
         yield
         self._is_armed = False
         if is_last:
-            while self._n_sent < len(self._buckets):
-                self._send()
-            for work in self._under_way:
-                work.wait()
-            self._under_way.clear()
+            self._send_rest()
+
+    def add_up(self) -> None:
+        """Sum the gradients of backward passes that ran outside `over`; for `is_separate`."""
+        self._n_sent = 0
+        self._send_rest()
+
+    def _send_rest(self) -> None:
+        while self._n_sent < len(self._buckets):
+            self._send()
+        for work in self._under_way:
+            work.wait()
+        self._under_way.clear()
 
     def _arrived(self, i: int) -> None:
         if not self._is_armed:

@@ -66,6 +66,15 @@ def _room(packing: Packing) -> int:
     return max(64, 1 << n_documents.bit_length())  # more than there are: one is empty
 
 
+class Passes(NamedTuple):
+    """What this rank's passes of one update gave besides gradients."""
+
+    loss_nats: Tensor  # its share of the mean over the targets of all ranks
+    aux_loss: Tensor | None
+    layers: dict[str, dict[str, Tensor]]
+    figures: dict[str, Tensor]
+
+
 class LanguageModelling:
     """Windows of text from a loader, cut into micro-batches; keeps nothing between updates."""
 
@@ -91,15 +100,17 @@ class LanguageModelling:
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
         draw = partial(_draw, loader, share, size, device.type == "cuda")
         self._ahead = Ahead(draw, batch_size, device)
-        run = partial(
-            accumulate_gradients, model, compute_dtype=compute_dtype, sums=self._sums,
-            loss_backend=loss_backend,
-        )  # fmt: skip
-        self._run = run
+        options = {"compute_dtype": compute_dtype, "loss_backend": loss_backend}
+        self._run = partial(accumulate_gradients, model, sums=self._sums, **options)
         self._replay: Replayer | None = None
-        can_replay = device.type == "cuda" and world.size == 1 and model.cfg.recursion is None
-        if can_replay and cuda_graphs is not False:
+        is_alone = world.size == 1
+        can_replay = model.cfg.recursion is None and (is_alone or self._sums.is_separate)
+        if device.type == "cuda" and can_replay and cuda_graphs is not False:
+            # Ranks exchange nothing inside a graph, so each may replay or launch as it likes.
+            self._total = torch.ones((), device=device)
+            apart = partial(run_passes, model, total=self._total, **options)
             parameters = [p for p in model.parameters() if p.requires_grad]
+            run = self._run if is_alone else apart
             self._replay = Replayer(run, parameters, always=cuda_graphs is True)
 
     @property
@@ -110,10 +121,16 @@ class LanguageModelling:
     def accumulate(self, position: int) -> StepMetrics:
         """Tensors of the metrics hold until the next call."""
         ready = self._ahead.take(position)
-        if self._replay is not None:
+        if self._replay is None:
+            metrics = self._run(ready, loops=self.loops(position))
+        elif self._sums.world.size == 1:
             metrics = self._replay(ready)
         else:
-            metrics = self._run(ready, loops=self.loops(position))
+            [n_targets] = self._sums.world.totals(sum(micro.n_targets for micro in ready))
+            self._total.fill_(n_targets)
+            passes = self._replay(ready)
+            self._sums.add_up()
+            metrics = step_metrics(self.model, passes, n_targets, self._sums.world)
         return metrics._replace(n_examples=self._batch_size)
 
     def loops(self, position: int) -> Loops | None:
@@ -163,14 +180,40 @@ def accumulate_gradients(
     that of the last exit's loss, see ops/cross_entropy.
     """
     sums = sums or GradientSums(model, ALONE)
-    run_trunk = trunk or model.trunk
     recursion = model.cfg.recursion
     if recursion is not None and loops is None:
         loops = typical_loops(recursion)
-    arguments = () if loops is None else (loops,)
-    device = model.embed_tokens.weight.device
     ready = [b if isinstance(b, MicroBatch) else MicroBatch.of(b) for b in micro_batches]
     [n_targets] = sums.world.totals(sum(micro.n_targets for micro in ready))
+    passes = run_passes(
+        model, ready, total=n_targets, compute_dtype=compute_dtype, trunk=trunk, loops=loops,
+        sums=sums, loss_backend=loss_backend,
+    )  # fmt: skip
+    metrics = step_metrics(model, passes, n_targets, sums.world)
+    if loops is not None and recursion is not None:
+        steps = torch.tensor(loops.steps or recursion.depth.trained_steps)
+        # Of this update; the loss depends on it.
+        metrics = metrics._replace(figures={**metrics.figures, "reasoning_steps": steps})
+    return metrics
+
+
+def run_passes(
+    model: LanguageModel,
+    ready: Sequence[MicroBatch],
+    *,
+    total: int | Tensor,
+    compute_dtype: torch.dtype | None,
+    loss_backend: str,
+    trunk: Callable[..., Trunk] | None = None,
+    loops: Loops | None = None,
+    sums: GradientSums | None = None,
+) -> Passes:
+    """Forward and backward over every micro-batch, with the loss per target of `total` targets."""
+    sums = sums or GradientSums(model, ALONE)
+    run_trunk = trunk or model.trunk
+    recursion = model.cfg.recursion
+    arguments = () if loops is None else (loops,)
+    device = model.embed_tokens.weight.device
     loss_sum = torch.zeros((), device=device)
     aux_sum: Tensor | None = None
     layers: dict[str, dict[str, Tensor]] = {}
@@ -187,14 +230,14 @@ def accumulate_gradients(
             compute_dtype=compute_dtype,
             backend=loss_backend,
         )
-        loss = nats / n_targets
+        loss = nats / total
         if recursion is not None:
             exits = exit_losses(model, out, batch, compute_dtype)
-            loss = loss + exits.loss / n_targets
-            for name, total in exits.figures.items():
-                figures[name] = figures.get(name, 0.0) + total / n_targets
+            loss = loss + exits.loss / total
+            for name, value in exits.figures.items():
+                figures[name] = figures.get(name, 0.0) + value / total
         if out.aux_loss is not None:
-            aux = out.aux_loss * (micro.n_targets / n_targets)
+            aux = out.aux_loss * (micro.n_targets / total)
             loss = loss + aux
             aux_sum = aux.detach() if aux_sum is None else aux_sum + aux.detach()
         phases.begin("backward")
@@ -202,14 +245,14 @@ def accumulate_gradients(
             loss.backward()
         loss_sum = loss_sum + nats.detach()
         layers = out.metrics
+    return Passes(loss_sum / total, aux_sum, layers, figures)
+
+
+def step_metrics(model: LanguageModel, passes: Passes, n_targets: int, world: World) -> StepMetrics:
+    """The figures of an update over all ranks, whose gradients are summed."""
+    loss, aux, layers, figures = passes
     norm = total_grad_norm(model)
-    metrics = StepMetrics(loss_sum / n_targets, norm, n_targets, aux_sum, layers, figures=figures)
-    metrics = over_ranks(metrics, sums.world)
-    if loops is not None and recursion is not None:
-        steps = torch.tensor(loops.steps or recursion.depth.trained_steps)
-        # Of this update; the loss depends on it.
-        metrics = metrics._replace(figures={**metrics.figures, "reasoning_steps": steps})
-    return metrics
+    return over_ranks(StepMetrics(loss, norm, n_targets, aux, layers, figures=figures), world)
 
 
 def autocast(device: torch.device, compute_dtype: torch.dtype | None) -> torch.autocast:
