@@ -13,7 +13,12 @@ from synthetic_studies import HYBRIDS, write_study
 
 from mixlab.core.errors import RunError
 from mixlab.report.study import pictures, write_study_report
+from mixlab.report.study.analysis import analyse
+from mixlab.report.study.charts import Dot, Line
+from mixlab.report.study.drawings import Brush, rate_panels
+from mixlab.report.study.folder import read_study
 from mixlab.report.study.palette import DARK, LIGHT, N_COLOURS, look
+from mixlab.report.study.view import View
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -217,6 +222,65 @@ def test_the_checklist_is_filled_in(report):
                  "(base - arm) / base"):  # fmt: skip
         assert item in page.text, item
     assert "not recorded" not in page.text
+
+
+def shared_machine(folder, factors):
+    """Let every run take as many times as long as `factors` say, in turn."""
+    tree = json.loads((folder / "results.json").read_text())
+    for i, job in enumerate(tree["jobs"].values()):
+        job["seconds"] = 300.0 * factors[i % len(factors)]
+        job["decode_ms"] = 2.0
+    (folder / "results.json").write_text(json.dumps(tree))
+
+
+def test_times_of_a_shared_machine_are_not_compared(report):
+    effects = {"a": 0.0, "b": 0.1, "c": 0.1}
+    page, record, folder = report(effects, tuned=False)
+    assert "against training time" in page.text and "Equal runs" not in page.text
+    assert {front["cost"] for front in record["fronts"]} >= {"flops", "seconds"}
+
+    shared_machine(folder, (1.0, 1.1, 4.0))
+    page = Page(write_study_report(folder).read_text("utf-8"))
+    record = json.loads((folder / "report.json").read_text())
+    assert "differ in training time by a factor of up to 4.00: they shared" in page.text
+    assert "against training time" not in page.text and "tokens, FLOPs and seconds" not in page.text
+    assert "seconds" not in {front["cost"] for front in record["fronts"]}
+    assert record["uneven_times"] == {"seconds": 4.0}
+
+    shared_machine(folder, (1.0, 1.1, 1.2))  # as two runs on one quiet machine differ
+    page = Page(write_study_report(folder).read_text("utf-8"))
+    assert "against training time" in page.text and "Equal runs" not in page.text
+
+
+def test_unequal_compute_is_told(report):
+    page, _, _ = report({"a": 0.0, "b": 0.1, "c": 0.1}, tuned=False)  # each arm 6 % above the last
+    assert "Training FLOPs were not made equal: c spent 12.0 % more than a" in page.text
+
+
+def test_ticks_that_lie_close_are_told_apart(report):
+    page, _, _ = report({"a": 0.0, "b": 0.1}, tuned=False)  # FLOPs from 1.4e15 to 1.484e15
+    ticks = re.findall(r"\d(?:\.\d+)?e15(?=\D)", "".join(f" {word} " for word in page.words))
+    assert {"1.4e15", "1.45e15"} <= set(ticks)
+
+
+def test_how_much_of_the_text_a_run_sees(report):
+    page, _, _ = report({"a": 0.0, "b": 0.1}, tuned=False)
+    assert "83.3 % of the training text, none of it twice" in page.text  # 20M of 24M
+    assert "1.7 tokens per parameter" in page.text  # 20M for 12.0M
+
+
+def test_a_rate_far_off_stands_at_the_rim_with_its_line(tmp_path):
+    write_study(tmp_path, {"a": 0.0, "b": 0.0}, seeds=(1, 2))
+    tree = json.loads((tmp_path / "results.json").read_text())
+    tree["jobs"]["t000"]["value"] = tree["jobs"]["t000"]["final"]["loss_nats"] = 40.0
+    (tmp_path / "results.json").write_text(json.dumps(tree))
+    view = View(analyse(read_study(tmp_path), tmp_path))
+    charts = rate_panels(Brush(view.analysis, view.metric, view.looks, view.href))
+    line = next(mark for mark in charts[0].marks if isinstance(mark, Line))
+    dots = [mark for mark in charts[0].marks if isinstance(mark, Dot)]
+    assert list(line.y) == [dot.y for dot in dots]
+    assert max(line.y) == charts[0].y.limits[1] < 5
+    assert charts[0].x.limits == charts[1].x.limits
 
 
 # --- colours ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The statistics of a study: who is better than whom, how noisy it is, and what it cost."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,10 @@ FRONT_COSTS = (
     "flops", "seconds", "memory_bytes", "memory_estimate", "decode_flops", "decode_ms",
     "state_bytes",
 )  # fmt: skip
+TIMES = ("seconds", "decode_ms")
+"""Costs that other work on the machine changes."""
+UNEVEN = 1.25
+"""Equal runs of an arm take as much longer than each other where times tell of the arms no more."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Analysis:
     fronts: tuple[Front, ...]
     flat_costs: tuple[str, ...]
     """Costs in which the arms differ by less than 2 %: a front would say nothing."""
+    uneven_times: Mapping[str, float]
+    """Times that other work on the machine changed -> how many times as long as an equal run of its
+    arm some run took. They are of no use to compare arms."""
 
     @property
     def ranked(self) -> list[Standing]:
@@ -104,7 +111,8 @@ def analyse(study: Study, folder: Path | None = None) -> Analysis:
     n_tests = max(1, comparison.n_tested if comparison else 1)
     plan = {"alpha": study.alpha, "n_comparisons": n_tests, "n_arms": max(2, len(values))}
     wanted = (study.effect,) if study.effect else NEEDED_FOR
-    fronts, flat = _fronts(study, values)
+    uneven = _uneven_times(study)
+    fronts, flat = _fronts(study, values, [cost for cost in FRONT_COSTS if cost not in uneven])
     return Analysis(
         study=study,
         standings=tuple(_standings(study, comparison)),
@@ -116,6 +124,7 @@ def analyse(study: Study, folder: Path | None = None) -> Analysis:
         needed=tuple((e, stats.seeds_needed(e, sd, **plan)) for e in wanted) if sd else (),
         fronts=tuple(fronts),
         flat_costs=tuple(flat),
+        uneven_times=uneven,
     )
 
 
@@ -201,8 +210,24 @@ def _documents(
 # --- what a metric costs ------------------------------------------------------------------------
 
 
+def _uneven_times(study: Study) -> dict[str, float]:
+    """Times that differ between equal runs of most arms, with the largest ratio of any arm."""
+    found = {}
+    for cost in TIMES:
+        ratios = []
+        for arm in study.arms:
+            runs = [r for r in (*arm.runs, *arm.tuning) if r.status == "finished"]
+            steps = {run.realised.get("steps") for run in runs}
+            times = [t for run in runs if known(t := run.realised.get(cost)) and t > 0]
+            if len(steps) == 1 and len(times) > 1:
+                ratios.append(max(times) / min(times))
+        if ratios and float(np.median(ratios)) > UNEVEN:
+            found[cost] = max(ratios)
+    return found
+
+
 def _fronts(
-    study: Study, values: Mapping[str, Mapping[int, float]]
+    study: Study, values: Mapping[str, Mapping[int, float]], candidates: Sequence[str]
 ) -> tuple[list[Front], list[str]]:
     """A front for every cost that is known of all compared arms and differs between them."""
     fronts, flat = [], []
@@ -210,7 +235,7 @@ def _fronts(
         return fronts, flat
     sign = 1.0 if study.lower_is_better else -1.0
     losses = {name: {s: sign * v for s, v in runs.items()} for name, runs in values.items()}
-    for cost in FRONT_COSTS:
+    for cost in candidates:
         by_seed = {name: _cost_by_seed(study.arm(name), cost, values[name]) for name in values}
         if any(not costs for costs in by_seed.values()):
             continue

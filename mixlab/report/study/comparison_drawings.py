@@ -118,8 +118,8 @@ def _front_limits(brush: Brush, front: Front, shown: Sequence[Standing]) -> Limi
         [e for s in shown if s.summary for e in (s.summary.low, s.summary.high) if e is not None]
     )
     room = max(0.12 * (max(means) - min(means)), 0.002 * abs(max(means)))
-    low = max(min([*ends, *means]), min(means) - 4 * room) - room
-    return low, min(max([*ends, *means]), max(means) + 4 * room) + room
+    low = max(min([*ends, *means]), min(means) - 8 * room) - room
+    return low, min(max([*ends, *means]), max(means) + 8 * room) + room
 
 
 def _stairs(grid: Sequence[float], side: Sequence[float]) -> tuple[list[float], list[float]]:

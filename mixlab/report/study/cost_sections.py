@@ -1,11 +1,15 @@
 """What the arms cost: the fronts of quality against cost, and whether what was to match matches."""
 
 from mixlab.core import units
-from mixlab.report.study.figures import QUANTITIES, listed, percent, rate
+from mixlab.report.study.figures import QUANTITIES, listed, percent, plural, rate
 from mixlab.report.study.html import Column, Html, join, table, tag
 from mixlab.report.study.material import Match
 from mixlab.report.study.view import View, paragraph, section
+from mixlab.report.study.words import uneven_times
+from mixlab.stats.bootstrap import MIN_SEEDS
 
+_SAME = 5e-5
+"""Relative difference that no table shows."""
 _ALWAYS = ("params", "active_params", "tokens", "steps", "flops", "seconds")
 
 
@@ -18,8 +22,10 @@ def fronts(view: View) -> Html:
                   class_="small")
         if flat else None
     )  # fmt: skip
+    uneven = uneven_times(view.analysis)
+    aside = paragraph(uneven, class_="small") if uneven else None
     if not found:
-        return section("fronts", "Quality against cost", note)
+        return section("fronts", "Quality against cost", note, aside)
     text = (
         "An arm is on the front (filled mark) if no other has both a better result and a lower "
         "cost. The line is the best that each cost buys, the band 95 % of the bootstrap draws over "
@@ -35,7 +41,7 @@ def fronts(view: View) -> Html:
         name = standing.arm.name
         if any(name in front.shares for front in found):
             cells = [
-                tag("span", percent(front.shares[name], 0),
+                tag("span", view.to_runs(standing.arm, percent(front.shares[name], 0)),
                     class_=None if front.shares[name] >= 0.05 else "quiet",
                     title=QUANTITIES[front.cost].form(front.costs[name]))
                 for front in found
@@ -45,8 +51,18 @@ def fronts(view: View) -> Html:
         "fronts", "Quality against cost", paragraph(text), view.charts("fronts", "three"),
         view.key([s.arm for s in view.analysis.standings if s.summary]),
         tag("h3", "How often each arm is on the front"),
-        paragraph("Share of the bootstrap draws.", class_="small"), table(columns, rows), note,
+        paragraph(_share_note(view), class_="small"), table(columns, rows), note, aside,
     )  # fmt: skip
+
+
+def _share_note(view: View) -> str:
+    few = view.analysis.n_seeds < MIN_SEEDS
+    return "Share of the bootstrap draws" + (
+        f", which {plural(view.analysis.n_seeds, 'seed')} make surer than it is: a draw can only "
+        "repeat the runs that there are."
+        if few
+        else "."
+    )
 
 
 def matching(view: View) -> Html:
@@ -71,10 +87,14 @@ def matching(view: View) -> Html:
             [tag("code", f"{key}={_short(value)}") for key, value in arm.changes.items()], " "
         ) or tag("span", "nothing", class_="quiet")
         solved = tag("div", "to match: ", tag("code", arm.matching), class_="small")
-        cells += [rate(arm.lr) if arm.lr else "", join([changed, solved if arm.matching else ""])]
+        cells += [
+            view.to_runs(arm, rate(arm.lr) if arm.lr else ""),
+            join([changed, solved if arm.matching else ""]),
+        ]
         rows.append(cells)
     return section(
         "matching", "What was held equal", *(paragraph(_verdict(view, m)) for m in study.match),
+        _compute_note(view),
         None if study.match else paragraph(
             "Nothing was matched: arms may differ in size, length and compute as well as in what "
             "the study asks about."
@@ -101,23 +121,40 @@ def _verdict(view: View, match: Match) -> str:
         if spread <= match.tolerance
         else f"more than the {percent(match.tolerance, 0)} asked for"
     )
-    if spread < 5e-5:
+    if spread < _SAME:
         return f"{label}: equal in all arms, {form(low[1])}."
     return f"{label}: {ends}, a spread of {percent(spread, 2)}, {judged}."
 
 
+def _compute_note(view: View) -> Html | None:
+    """How far training FLOPs differ where nothing made them equal."""
+    if any(match.quantity == "flops" for match in view.study.match):
+        return None
+    spent = [
+        (value, arm.name) for arm in view.study.arms
+        if arm.finished and (value := arm.mean("flops"))
+    ]  # fmt: skip
+    if len(spent) < 2 or max(spent)[0] <= (1 + _SAME) * min(spent)[0]:
+        return None
+    (low, cheap), (high, dear) = min(spent), max(spent)
+    return paragraph(
+        f"Training FLOPs were not made equal: {dear} spent {percent(high / low - 1)} more than "
+        f"{cheap}."
+    )
+
+
 def _matched_cell(view: View, quantity: str, value: float | None) -> Html | str:
-    """The figure; where it was to match, with its distance from the base arm."""
+    """The figure; where it was to match, and for FLOPs, with its distance from the base arm."""
     text = QUANTITIES[quantity].form(value)
     match = next((m for m in view.study.match if m.quantity == quantity), None)
     base = view.study.arm(view.study.base).mean(quantity)
-    if match is None or value is None or not base:
+    if (match is None and quantity != "flops") or value is None or not base:
         return text
     off = value / base - 1
-    if abs(off) < 5e-5:
+    if abs(off) < _SAME:
         return text
     sign = "+" if off > 0 else "\u2212"
-    class_ = "small" if abs(off) <= match.tolerance else "small bad"
+    class_ = "small" if match is None or abs(off) <= match.tolerance else "small bad"
     return join([text, tag("span", f"{sign}{100 * abs(off):.2f} %", class_=class_)], " ")
 
 

@@ -1,6 +1,6 @@
 """The charts of how the arms trained: curves, seeds and learning rates."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,11 +37,16 @@ class Brush(NamedTuple):
 
 
 def loss_curves(brush: Brush) -> list[Chart]:
-    """The mean curve of every arm against tokens, FLOPs and seconds, on the same y axis."""
+    """The mean curve of every arm against tokens, FLOPs and seconds, on the same y axis.
+
+    Seconds are left out where they say more of the machine's other work than of the arms.
+    """
     means = {arm.name: mean_curve(arm) for arm in brush.analysis.study.arms}
-    limits = _late_limits(brush, [curve["value"] for curve in means.values() if curve], 0.3)
+    limits = _late_limits(brush, means.values(), 0.3)
     charts = []
     for cost in ("tokens", "flops", "seconds"):
+        if cost in brush.analysis.uneven_times:
+            continue
         lines = []
         for name, curve in means.items():
             if not curve or not any(curve[cost]):
@@ -67,8 +72,16 @@ def seed_panels(brush: Brush) -> list[Chart]:
     # Arms that have not got that far yet have no panel.
     arms = [arm for arm in brush.analysis.study.arms if any(r.curve.value for r in arm.finished)]
     curves = {arm.name: mean_curve(arm) for arm in arms}
-    limits = _late_limits(brush, [curve["value"] for curve in curves.values() if curve], 0.4)
+    single = [
+        {"tokens": run.curve.tokens, "value": run.curve.value}
+        for arm in arms for run in arm.finished if run.curve.value
+    ]  # fmt: skip
+    limits = _late_limits(brush, [*curves.values(), *single], 0.4)
     panels = []
+    start = limits and _entry_limits(
+        [Line(brush.looks[arm.name], "", "", run.curve.tokens, brush.scaled(run.curve.value))
+         for arm in arms for run in arm.finished], limits,
+    )  # fmt: skip
     for number, arm in enumerate(arms):
         look, mean = brush.looks[arm.name], curves[arm.name]
         runs = [run for run in arm.finished if run.curve.value]
@@ -87,7 +100,7 @@ def seed_panels(brush: Brush) -> list[Chart]:
             marks.append(Line(look, "mean", "", mean["tokens"], y, 2.2, dashed=False))
         panels.append(
             Chart(
-                f"seeds-{number}", cut(arm.name, 30), axis_of("tokens", "", 1.0),
+                f"seeds-{number}", cut(arm.name, 30), axis_of("tokens", "", 1.0, limits=start),
                 Axis("", limits=limits), marks,
                 f"curves of the {len(runs)} seeds of {arm.name}", width=232, height=170,
                 empty="no finished run",
@@ -96,12 +109,22 @@ def seed_panels(brush: Brush) -> list[Chart]:
     return panels
 
 
-def _late_limits(brush: Brush, curves: Sequence[Sequence[float]], late: float) -> Limits | None:
-    """Limits of y that leave out the steep start, where no arm differs from another."""
-    curves = [curve for curve in curves if len(curve) > 1]
+def _late_limits(
+    brush: Brush, curves: Iterable[Mapping[str, Sequence[float]]], late: float
+) -> Limits | None:
+    """Limits of y that leave out the steep start, where no arm differs from another.
+
+    What comes after the share `late` of all tokens is in sight.
+    """
+    curves = [curve for curve in curves if curve and len(curve["value"]) > 1]
     if not curves:
         return None
-    shown = brush.scaled([v for curve in curves for v in curve[int(late * len(curve)) :]])
+    start = late * max(curve["tokens"][-1] for curve in curves)
+    shown = brush.scaled([
+        value for curve in curves
+        for tokens, value in zip(curve["tokens"], curve["value"], strict=True)
+        if tokens >= start or tokens == curve["tokens"][-1]
+    ])  # fmt: skip
     low, high = min(shown), max(shown)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
     return low - room, high + room
@@ -151,10 +174,13 @@ def rate_panels(brush: Brush) -> list[Chart]:
     found = {arm.name: rate_curve(arm, study.metric) for arm in tuned}
     every = brush.scaled([v for curve in found.values() for _, v, _ in curve])
     limits = _near_best(every, brush.metric.lower_is_better)
+    tried = [run.lr for arm in tuned for run in arm.tuning if run.lr and known(run.lr)]
+    # One axis for all: which arm wants the higher rate is read from panel to panel.
+    span = (min(tried) / 1.15, max(tried) * 1.15) if tried else None
     return [
         Chart(
             f"rates-{number}", cut(arm.name, 24) + (" (edge)" if arm.lr_status == "edge" else ""),
-            Axis("learning rate", log=True, form=rate), Axis("", limits=limits),
+            Axis("learning rate", True, span, form=rate), Axis("", limits=limits),
             _rate_marks(brush, arm, found[arm.name], limits),
             f"{brush.metric.label} of {arm.name} against the learning rate", width=232, height=190,
             empty="no finished run",
@@ -169,19 +195,18 @@ def _rate_marks(
     look, metric = brush.looks[arm.name], brush.metric
     rim = None if limits is None else limits[1] if metric.lower_is_better else limits[0]
     marks: list[Mark] = []
+    heights = brush.scaled([v for _, v, _ in curve])
+    if limits is not None:  # a point far away stands at the rim
+        heights = [min(max(y, limits[0]), limits[1]) for y in heights]
     if curve:
-        y = brush.scaled([v for _, v, _ in curve])
-        marks.append(Line(look, "", "", [lr for lr, _, _ in curve], y))
-    for lr, value, run in curve:
+        marks.append(Line(look, "", "", [lr for lr, _, _ in curve], heights))
+    for (lr, value, run), height in zip(curve, heights, strict=True):
         is_best = arm.is_tuned and arm.lr is not None and abs(lr / arm.lr - 1) < 1e-6
         is_edge = is_best and arm.lr_status == "edge"
-        y_shown = metric.scale * value
-        if limits is not None:  # a point far away stands at the rim
-            y_shown = min(max(y_shown, limits[0]), limits[1])
         title = f"{arm.name} at {rate(lr)}: {metric.value(value)}"
         title += ", best, but at the edge" if is_edge else ", best" if is_best else ""
         size = 6.0 if is_best else 3.2
-        marks.append(Dot(look, title, brush.href(run), lr, y_shown, size, is_edge))
+        marks.append(Dot(look, title, brush.href(run), lr, height, size, is_edge))
         if is_best:
             marks.append(Rule(x=lr, text=rate(lr)))
     if rim is not None:
@@ -205,14 +230,19 @@ def rate_curve(arm: Arm, metric: str) -> list[tuple[float, float, Run]]:
 
 
 def _near_best(values: list[float], lower_is_better: bool) -> Limits | None:
-    """Limits around the good half of the values: one diverged rate must not flatten the rest."""
+    """Limits around the good half of the values: one diverged rate must not flatten the rest.
+
+    They hold everything where the worst is at most five times as far from the best as the median.
+    """
     values = [v for v in values if known(v)]
     if not values:
         return None
     best, worst = (min, max) if lower_is_better else (max, min)
     middle = float(np.median(values))
-    reach = best(values) + 3 * (middle - best(values))
-    end = best(worst(values), reach) if middle != best(values) else worst(values)
+    near, far = (best(values) + times * (middle - best(values)) for times in (3, 5))
+    end = worst(values)
+    if middle != best(values) and best(end, far) == far:
+        end = near
     low, high = sorted((best(values), end))
     room = 0.08 * (high - low) or 0.02 * abs(high) or 0.1
     return low - room, high + room
@@ -244,8 +274,9 @@ def axis_of(
 
 
 def _flops(x: float) -> str:
-    mantissa, _, exponent = f"{x:.1e}".partition("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    """1e15, 1.5e15; more digits where ticks are close: 1.66e15."""
+    mantissa, _, exponent = f"{x:.3e}".partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def cut(name: str, n: int) -> str:

@@ -24,6 +24,8 @@ def study_facts(tree: Mapping[str, Any]) -> dict[str, str]:
         "code": str(at(tree, "code.digest") or ""),
         "pairing": _pairing(tree.get("paired") or {}),
         "budget": _budget(tree.get("budget") or {}),
+        "share of text": _share_of_text(tree, data),
+        "tokens per parameter": _tokens_per_parameter(tree),
         "tuning": _tuning(tree.get("tune")),
         "cost": _cost(tree.get("cost") or {}),
         "tuning cost": _cost(at(tree, "cost.tuning") or {}),
@@ -117,6 +119,34 @@ def _budget(budget: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _share_of_text(tree: Mapping[str, Any], data: list[Mapping[str, Any]]) -> str:
+    """How much of the training text a run sees, and whether it sees any of it twice."""
+    text = number(at(data[0], "splits.train.tokens")) if len(data) == 1 else None
+    seen = [n for arm in _arms(tree) if (n := number(at(arm, "planned.tokens"))) is not None]
+    if not text or not seen:
+        return ""
+    most = max(seen) / text
+    if most <= 1:
+        return f"{units.percent(most)} of the training text, none of it twice"
+    return f"the training text {most:.2g} times over"
+
+
+def _tokens_per_parameter(tree: Mapping[str, Any]) -> str:
+    found = []
+    for arm in _arms(tree):
+        tokens, n_params = number(at(arm, "planned.tokens")), number(arm.get("n_params"))
+        if tokens and n_params:
+            found.append(tokens / n_params)
+    if not found:
+        return ""
+    ends = [f"{ratio:.2g}" for ratio in (min(found), max(found))]
+    return f"{' to '.join(dict.fromkeys(ends))} tokens per parameter"
+
+
+def _arms(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [arm for arm in tree.get("arms") or () if isinstance(arm, Mapping)]
+
+
 def _tuning(tune: Any) -> str:
     if not tune:
         return ""
@@ -132,5 +162,5 @@ def _cost(cost: Mapping[str, Any]) -> str:
     if number(cost.get("flops")) is not None:
         parts.append(f"{units.flops(cost['flops'])} FLOPs")
     if number(cost.get("seconds")) is not None:
-        parts.append(units.duration(cost["seconds"]))
+        parts.append(f"{units.duration(cost['seconds'])} of training, added up")
     return ", ".join(parts)

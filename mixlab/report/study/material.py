@@ -98,14 +98,14 @@ class Arm:
         """The sum over runs that got anywhere; None if none says."""
         chosen = self.runs if runs is None else runs
         found = [r.realised[quantity] for r in chosen if known(r.realised.get(quantity))]
-        return sum(found) if found else None
+        return math.fsum(found) if found else None
 
     def mean(self, quantity: str) -> float | None:
         """The mean of a quantity over the finished runs, or the arm's own cost of that name."""
         if known(self.costs.get(quantity)):
             return float(self.costs[quantity])
         found = [r.realised[quantity] for r in self.finished if known(r.realised.get(quantity))]
-        return sum(found) / len(found) if found else None
+        return math.fsum(found) / len(found) if found else None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ def to_record(analysis: Analysis) -> dict[str, Any]:
              "share_of_draws": f.shares}
             for f in analysis.fronts
         ],
+        "uneven_times": dict(analysis.uneven_times),
         "matched": [
             {"quantity": m.quantity, "tolerance": m.tolerance,
              "realised": {arm.name: arm.mean(m.quantity) for arm in study.arms}}

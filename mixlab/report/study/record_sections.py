@@ -6,7 +6,7 @@ from mixlab.report.study.html import Column, Html, join, link, table, tag
 from mixlab.report.study.material import Run
 from mixlab.report.study.training_sections import tuning_note
 from mixlab.report.study.view import View, paragraph, section
-from mixlab.report.study.words import falsified_by
+from mixlab.report.study.words import falsified_by, uneven_times
 
 
 def failed(view: View) -> Html:
@@ -90,7 +90,10 @@ def _items(view: View) -> list[tuple[str, str | Html]]:
         ("Tuning", tuning_note(view)),
         ("Screening", f"halving, {study.screening} seeds" if study.screening else "none"),
         ("Matched quantity", join([matched, link("realised values", "#matching")], "; ")),
-        ("Length of a run", facts.get("budget") or missing),
+        ("Length of a run", "; ".join(
+            facts[name] for name in ("budget", "share of text", "tokens per parameter")
+            if name in facts
+        ) or missing),
         ("Text", facts.get("text") or missing),
         ("Data hash", tag("code", facts["data hash"]) if "data hash" in facts else missing),
         ("Split", facts.get("split") or missing),
@@ -100,13 +103,24 @@ def _items(view: View) -> list[tuple[str, str | Html]]:
         ("Test text", _test(view)),
         ("Unigram entropy", _unigram(view)),
         ("Hardware", facts.get("hardware") or missing),
-        ("Time and compute", facts.get("cost") or _spent(view)),
+        ("Time and compute", join(
+            [facts.get("cost") or _spent(view), uneven_times(analysis)], ". "
+        )),
         ("Software", facts.get("software") or missing),
-        ("Commit", tag("code", facts["commit"]) if "commit" in facts else missing),
-        ("Curves", join([link("against tokens, FLOPs and seconds", "#curves")])),
+        ("Commit", _commit(view) or missing),
+        ("Curves", link("as it trained", "#curves")),
         ("What would show it wrong", falsified_by(analysis, view.metric)),
     ]  # fmt: skip
     return items
+
+
+def _commit(view: View) -> Html:
+    facts = view.study.facts
+    if "commit" in facts:
+        return tag("code", facts["commit"])
+    if "code" in facts:
+        return join(["none recorded; digest of the code ", tag("code", facts["code"])])
+    return Html("")
 
 
 def _method(view: View) -> str:
@@ -114,8 +128,14 @@ def _method(view: View) -> str:
     if comparison is None or not comparison.n_tested:
         return "none: a test needs two seeds"
     methods = sorted({p.difference.method for p in comparison.pairs if p.difference.p is not None})
+    pooled = (
+        "; the error of a difference is that of its pair or of all arms together, whichever is "
+        f"larger, with {plural(comparison.df, 'degree')} of freedom"
+        if comparison.df and len(comparison.arms) > 2
+        else ""
+    )
     return (
-        f"{', '.join(methods)}, two-sided, {100 * (1 - study.alpha):g} % intervals; Holm's "
+        f"{', '.join(methods)}, two-sided, {100 * (1 - study.alpha):g} % intervals{pooled}; Holm's "
         f"correction over {plural(comparison.n_tested, 'comparison')}; "
         f"n = {plural(view.analysis.n_seeds, 'seed')} per arm"
     )
@@ -141,7 +161,8 @@ def _test(view: View) -> str | Html:
         found = [run.test[key] for run in standing.arm.finished if key in run.test]
         if found:
             mean = sum(found) / len(found)
-            parts.append(join([view.arm_link(standing.arm), f" {view.metric.value(mean)}"]))
+            figure = view.to_runs(standing.arm, view.metric.value(mean))
+            parts.append(join([view.arm_link(standing.arm), " ", figure]))
     if not parts:
         return "not measured"
     return join([f"{view.metric.unit}, means over seeds, for the record and not used above: ",

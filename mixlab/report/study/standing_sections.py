@@ -114,8 +114,8 @@ def _row(view: View, standing: Standing, limits: tuple[float, float] | None) -> 
             title=arm.why_not or None,
         ),
         difference,
-        p_value(pair.p_holm) if pair and pair.p_holm is not None else "",
-        rate(arm.lr) if arm.lr else "",
+        view.to_runs(arm, p_value(pair.p_holm) if pair and pair.p_holm is not None else ""),
+        view.to_runs(arm, rate(arm.lr) if arm.lr else ""),
         tag("span", view.seeds(arm), class_="runs") if arm.finished else "",
     ]
 
@@ -139,7 +139,7 @@ def _strip_limits(view: View) -> tuple[float, float] | None:
     ends = [end for s in summaries for end in (s.low, s.high) if end is not None]
     spread = max(means) - min(means)
     widths = sorted(s.high - s.low for s in summaries if s.low is not None and s.high is not None)
-    room = max(spread * 0.25, widths[len(widths) // 2] * 0.8 if widths else 0.0) or 1.0
+    room = max(spread * 0.6, widths[len(widths) // 2] * 1.1 if widths else 0.0) or 1.0
     low = max(min([*ends, *means]), min(means) - room)
     high = min(max([*ends, *means]), max(means) + room)
     edge = 0.03 * (high - low) or 0.5
@@ -224,11 +224,14 @@ def _difference_row(view: View, standing: Standing, in_nats: bool) -> list[Html 
     interval = ""
     if d.low is not None and d.high is not None:
         interval = f"{metric.difference(d.low)} to {metric.difference(d.high)}"
-    cells: list[Html | str] = [view.arm_link(standing.arm), _difference(view, standing), interval]
+    figures = [interval]
     if in_nats and view.study.bytes_per_token:
-        cells.append(signed(effect.bits_per_byte, metric.digits) if effect else "")
+        figures.append(signed(effect.bits_per_byte, metric.digits) if effect else "")
     if in_nats:
         percent = effect.reduction_percent if effect else None
-        cells.append("" if percent is None else f"{signed(percent, 2)} %")
+        figures.append("" if percent is None else f"{signed(percent, 2)} %")
     p = p_value(pair.p_holm) if pair.p_holm is not None else units.ABSENT
-    return [*cells, p, str(d.n)]
+    return [
+        view.arm_link(standing.arm), _difference(view, standing),
+        *(view.to_runs(standing.arm, figure) for figure in (*figures, p, str(d.n))),
+    ]  # fmt: skip

@@ -6,20 +6,24 @@ from mixlab.report.study.figures import percent, plural, rate
 from mixlab.report.study.html import Column, Html, join, link, table, tag
 from mixlab.report.study.material import Arm
 from mixlab.report.study.view import View, paragraph, section
+from mixlab.report.study.words import uneven_times
 
 
 def curves(view: View) -> Html:
     """Mean curves against tokens, FLOPs and seconds."""
     if not any(run.curve.value for arm in view.study.arms for run in arm.finished):
         return Html("")
+    is_uneven = "seconds" in view.analysis.uneven_times
+    against = "tokens and FLOPs" if is_uneven else "tokens, FLOPs and seconds"
     text = (
         "The mean over seeds as it trained, on validation text, against what had been spent. All "
-        f"three share the vertical axis ({view.metric.axis}); the steep start is cut off. Compare "
+        f"share the vertical axis ({view.metric.axis}); the steep start is cut off. Compare "
         "arms at the end of their schedule only: while the learning rate is high, the order can "
         "differ from the final one. Point at a name to light up its line."
     )
     return section(
-        "curves", f"{view.metric.title} against tokens, FLOPs and seconds", paragraph(text),
+        "curves", f"{view.metric.title} against {against}", paragraph(text),
+        paragraph(uneven_times(view.analysis), class_="small") if is_uneven else None,
         view.charts("curves", "three"),
         view.key([arm for arm in view.study.arms if any(r.curve.value for r in arm.finished)]),
     )  # fmt: skip
@@ -79,8 +83,10 @@ def _tuning_table(view: View, tuned: list[Arm]) -> Html:
         rows.append([
             view.arm_link(arm), str(len(lrs)), view.to_runs(arm, str(len(tried))),
             view.to_runs(arm, units.flops(flops)),
-            view.to_runs(arm, units.duration(arm.spent("seconds", arm.tuning))), percent(share, 0),
-            f"{rate(arm.lr)}{note}" if arm.is_tuned else arm.lr_status, _sensitivity(view, arm),
+            view.to_runs(arm, units.duration(arm.spent("seconds", arm.tuning))),
+            view.to_runs(arm, percent(share, 0)),
+            view.to_runs(arm, f"{rate(arm.lr)}{note}" if arm.is_tuned else arm.lr_status),
+            _sensitivity(view, arm),
         ])  # fmt: skip
     return table(columns, rows)
 
@@ -103,7 +109,7 @@ def _sensitivity(view: View, arm: Arm) -> Html | str:
             parts.append("not tried")
         else:
             parts.append(link(view.metric.difference(near[0] - best), view.href(near[1])))
-    return join(parts, ", ")
+    return tag("span", join(parts, ", "))
 
 
 def tuning_note(view: View) -> str:
@@ -114,9 +120,12 @@ def tuning_note(view: View) -> str:
     runs = sum(len(arm.tuning) for arm in tuned)
     flops = sum(arm.spent("flops", arm.tuning) or 0.0 for arm in tuned)
     seconds = sum(arm.spent("seconds", arm.tuning) or 0.0 for arm in tuned)
+    seeds = sorted({run.seed for arm in tuned for run in arm.tuning})
+    used = f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
     counts = sorted({len(arm.tuning) for arm in tuned})
     per_arm = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     return (
-        f"{plural(runs, 'run')} in all ({per_arm} per arm), {units.flops(flops)} FLOPs, "
+        f"{plural(runs, 'run')} in all ({per_arm} per arm), with {used}, "
+        f"{units.flops(flops)} FLOPs, "
         f'{units.duration(seconds)}; see the table under "Learning rates"'
     )

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from mixlab.core import units
 from mixlab.report.study.analysis import Analysis
-from mixlab.report.study.figures import listed, plural
+from mixlab.report.study.figures import QUANTITIES, listed, plural
 from mixlab.report.study.metrics import Metric
 
 _SHOWN_BEHIND = 4
@@ -246,6 +247,20 @@ def _notes(analysis: Analysis) -> list[str]:
     if failed:
         found.append(f"Runs failed in {_all_named(failed)}; their errors are below.")
     return found
+
+
+def uneven_times(analysis: Analysis) -> str:
+    """Why times are not compared; empty where they may be."""
+    parts = [
+        f"{QUANTITIES[cost].label.lower()} by a factor of up to {units.three_digits(ratio)}"
+        for cost, ratio in analysis.uneven_times.items()
+    ]
+    if not parts:
+        return ""
+    return (
+        f"Equal runs of one arm differ in {listed(parts)}: they shared the machine with each other "
+        "or with other work. So nothing is drawn against such a time; do not compare arms by it."
+    )
 
 
 def falsified_by(analysis: Analysis, metric: Metric) -> str:
