@@ -15,9 +15,10 @@ from mixlab.core.errors import RunError
 from mixlab.report.study import pictures, write_study_report
 from mixlab.report.study.analysis import analyse
 from mixlab.report.study.charts import Dot, Line
-from mixlab.report.study.drawings import Brush, rate_panels
+from mixlab.report.study.drawings import Brush
 from mixlab.report.study.folder import read_study
 from mixlab.report.study.palette import DARK, LIGHT, N_COLOURS, look
+from mixlab.report.study.rate_drawings import rate_panels
 from mixlab.report.study.view import View
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -242,7 +243,7 @@ def test_times_of_a_shared_machine_are_not_compared(report):
     shared_machine(folder, (1.0, 1.1, 4.0))
     page = Page(write_study_report(folder).read_text("utf-8"))
     record = json.loads((folder / "report.json").read_text())
-    assert "differ in training time by a factor of up to 4.00: they shared" in page.text
+    assert "differ in training time by a factor of up to 4.0: they shared" in page.text
     assert "against training time" not in page.text and "tokens, FLOPs and seconds" not in page.text
     assert "seconds" not in {front["cost"] for front in record["fronts"]}
     assert record["uneven_times"] == {"seconds": 4.0}
@@ -281,6 +282,27 @@ def test_a_rate_far_off_stands_at_the_rim_with_its_line(tmp_path):
     assert list(line.y) == [dot.y for dot in dots]
     assert max(line.y) == charts[0].y.limits[1] < 5
     assert charts[0].x.limits == charts[1].x.limits
+
+
+def test_a_grid_over_rates_has_a_curve_for_every_setting(report):
+    losses = {"wide,lr=0.001": 0.3, "wide,lr=0.002": 0.0, "wide,lr=0.004": 0.2,
+              "deep,lr=0.001": 0.3, "deep,lr=0.002": 0.1, "deep,lr=0.004": 0.1}  # fmt: skip
+    changes = {
+        name: {"model.pattern": [name[:4]], "train.optimizer.lr": float(name[8:])}
+        for name in losses
+    }
+    page, _, _ = report(losses, tuned=False, changes=changes, noise=0.001)
+    _, _, rows = page.text.partition("rates that cannot be told from it")
+    wide = re.search(r"wide\s*2e-3\s*4\.0\d+\s*none", rows)
+    deep = re.search(r"deep\s*(2e-3|4e-3 \(edge of the grid\))\s*4\.1\d+\s*(4e-3|2e-3)", rows)
+    assert wide and deep, rows[:200]
+    assert "rates-1" in " ".join(page.ids) and "rates-2" not in " ".join(page.ids)
+
+
+def test_arms_with_rates_of_their_own_are_no_grid(report):
+    changes = {"a": {"train.optimizer.lr": 1e-3}, "b": {"train.optimizer.lr": 2e-3, "seq": 1}}
+    page, _, _ = report({"a": 0.0, "b": 0.1}, tuned=False, changes=changes)
+    assert "at every rate of the grid" not in page.text
 
 
 # --- colours ------------------------------------------------------------------------------------

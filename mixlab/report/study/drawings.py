@@ -1,4 +1,4 @@
-"""The charts of how the arms trained: curves, seeds and learning rates."""
+"""The charts of how the arms trained, and the axes of what was spent."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -8,9 +8,9 @@ import numpy as np
 from mixlab import stats
 from mixlab.report.panel import short_count
 from mixlab.report.study.analysis import Analysis
-from mixlab.report.study.charts import Axis, Band, Chart, Dot, Line, Mark, Rule
-from mixlab.report.study.figures import QUANTITIES, rate
-from mixlab.report.study.material import Arm, Run, known
+from mixlab.report.study.charts import Axis, Band, Chart, Line, Mark
+from mixlab.report.study.figures import QUANTITIES
+from mixlab.report.study.material import Arm, Run
 from mixlab.report.study.metrics import Metric
 from mixlab.report.study.palette import Look
 
@@ -162,90 +162,6 @@ def mean_curve(arm: Arm) -> dict[str, list[float]]:
         "flops": np.mean(picked["flops"], axis=0).tolist(),
         "seconds": np.mean(picked["seconds"], axis=0).tolist(),
     }
-
-
-# --- learning rates -----------------------------------------------------------------------------
-
-
-def rate_panels(brush: Brush) -> list[Chart]:
-    """The U-curve of every tuned arm. An optimum at the edge is drawn hollow."""
-    study = brush.analysis.study
-    tuned = [arm for arm in study.arms if rate_curve(arm, study.metric)]
-    found = {arm.name: rate_curve(arm, study.metric) for arm in tuned}
-    every = brush.scaled([v for curve in found.values() for _, v, _ in curve])
-    limits = _near_best(every, brush.metric.lower_is_better)
-    tried = [run.lr for arm in tuned for run in arm.tuning if run.lr and known(run.lr)]
-    # One axis for all: which arm wants the higher rate is read from panel to panel.
-    span = (min(tried) / 1.15, max(tried) * 1.15) if tried else None
-    return [
-        Chart(
-            f"rates-{number}", cut(arm.name, 24) + (" (edge)" if arm.lr_status == "edge" else ""),
-            Axis("learning rate", True, span, form=rate), Axis("", limits=limits),
-            _rate_marks(brush, arm, found[arm.name], limits),
-            f"{brush.metric.label} of {arm.name} against the learning rate", width=232, height=190,
-            empty="no finished run",
-        )
-        for number, arm in enumerate(tuned)
-    ]  # fmt: skip
-
-
-def _rate_marks(
-    brush: Brush, arm: Arm, curve: list[tuple[float, float, Run]], limits: Limits | None
-) -> list[Mark]:
-    look, metric = brush.looks[arm.name], brush.metric
-    rim = None if limits is None else limits[1] if metric.lower_is_better else limits[0]
-    marks: list[Mark] = []
-    heights = brush.scaled([v for _, v, _ in curve])
-    if limits is not None:  # a point far away stands at the rim
-        heights = [min(max(y, limits[0]), limits[1]) for y in heights]
-    if curve:
-        marks.append(Line(look, "", "", [lr for lr, _, _ in curve], heights))
-    for (lr, value, run), height in zip(curve, heights, strict=True):
-        is_best = arm.is_tuned and arm.lr is not None and abs(lr / arm.lr - 1) < 1e-6
-        is_edge = is_best and arm.lr_status == "edge"
-        title = f"{arm.name} at {rate(lr)}: {metric.value(value)}"
-        title += ", best, but at the edge" if is_edge else ", best" if is_best else ""
-        size = 6.0 if is_best else 3.2
-        marks.append(Dot(look, title, brush.href(run), lr, height, size, is_edge))
-        if is_best:
-            marks.append(Rule(x=lr, text=rate(lr)))
-    if rim is not None:
-        for run in arm.tuning:
-            if run.status == "failed" and run.lr:
-                title = f"{arm.name} at {rate(run.lr)}: {run.error_kind or 'failed'}"
-                marks.append(Dot(look._replace(marker="cross"), title, "", run.lr, rim, 4.5))
-    return marks
-
-
-def rate_curve(arm: Arm, metric: str) -> list[tuple[float, float, Run]]:
-    """(rate, mean metric over the tuning seeds, one of its runs) by rising rate."""
-    by_rate: dict[float, list[Run]] = {}
-    for run in arm.tuning:
-        if run.lr is not None and known(run.lr) and known(run.results.get(metric)):
-            by_rate.setdefault(float(run.lr), []).append(run)
-    return [
-        (lr, float(np.mean([run.results[metric] for run in runs])), runs[0])
-        for lr, runs in sorted(by_rate.items())
-    ]
-
-
-def _near_best(values: list[float], lower_is_better: bool) -> Limits | None:
-    """Limits around the good half of the values: one diverged rate must not flatten the rest.
-
-    They hold everything where the worst is at most five times as far from the best as the median.
-    """
-    values = [v for v in values if known(v)]
-    if not values:
-        return None
-    best, worst = (min, max) if lower_is_better else (max, min)
-    middle = float(np.median(values))
-    near, far = (best(values) + times * (middle - best(values)) for times in (3, 5))
-    end = worst(values)
-    if middle != best(values) and best(end, far) == far:
-        end = near
-    low, high = sorted((best(values), end))
-    room = 0.08 * (high - low) or 0.02 * abs(high) or 0.1
-    return low - room, high + room
 
 
 # --- axes ---------------------------------------------------------------------------------------

@@ -2,7 +2,12 @@
 
 from importlib.resources import files
 
-from mixlab.report.study import cost_sections, record_sections, standing_sections
+from mixlab.report.study import (
+    cost_sections,
+    rate_sections,
+    record_sections,
+    standing_sections,
+)  # fmt: skip
 from mixlab.report.study import training_sections as training
 from mixlab.report.study.html import Html, join, link, tag
 from mixlab.report.study.palette import DARK, LIGHT
@@ -30,7 +35,7 @@ def write_page(view: View) -> str:
         "differences": standing_sections.differences(view),
         "curves": training.curves(view),
         "seeds": training.seeds(view),
-        "rates": training.rates(view),
+        "rates": rate_sections.rates(view) or rate_sections.grid(view),
         "fronts": cost_sections.fronts(view),
         "matching": cost_sections.matching(view),
         "screening": record_sections.screening(view),

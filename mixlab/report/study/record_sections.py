@@ -4,7 +4,7 @@ from mixlab.core import units
 from mixlab.report.study.figures import plural, rate
 from mixlab.report.study.html import Column, Html, join, link, table, tag
 from mixlab.report.study.material import Run
-from mixlab.report.study.training_sections import tuning_note
+from mixlab.report.study.rate_sections import tuning_note
 from mixlab.report.study.view import View, paragraph, section
 from mixlab.report.study.words import falsified_by, uneven_times
 

@@ -8,12 +8,13 @@ from urllib.parse import quote
 from mixlab.report.study.analysis import Analysis, Standing
 from mixlab.report.study.charts import Chart
 from mixlab.report.study.comparison_drawings import forest, fronts
-from mixlab.report.study.drawings import Brush, loss_curves, rate_panels, seed_panels
+from mixlab.report.study.drawings import Brush, loss_curves, seed_panels
 from mixlab.report.study.figures import digits_for
 from mixlab.report.study.html import Content, Html, join, link, tag
 from mixlab.report.study.material import Arm, Run
 from mixlab.report.study.metrics import Metric, describe_metric
 from mixlab.report.study.palette import Look, look
+from mixlab.report.study.rate_drawings import grid_panels, rate_panels
 from mixlab.report.study.scene import Scene, lay_out
 from mixlab.report.study.svg import marker_svg, write_svg
 from mixlab.report.study.words import CLOSE, OPEN, Sentence
@@ -43,7 +44,7 @@ class View:
             "differences": [differences] if differences else [],
             "curves": loss_curves(brush),
             "seeds": seed_panels(brush),
-            "rates": rate_panels(brush),
+            "rates": rate_panels(brush) or grid_panels(brush),
             "fronts": fronts(brush),
         }
         return {name: [lay_out(chart) for chart in those] for name, those in charts.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mixlab.core import units
 from mixlab.report.study.analysis import Analysis
 from mixlab.report.study.figures import QUANTITIES, listed, plural
 from mixlab.report.study.metrics import Metric
@@ -252,7 +251,7 @@ def _notes(analysis: Analysis) -> list[str]:
 def uneven_times(analysis: Analysis) -> str:
     """Why times are not compared; empty where they may be."""
     parts = [
-        f"{QUANTITIES[cost].label.lower()} by a factor of up to {units.three_digits(ratio)}"
+        f"{QUANTITIES[cost].label.lower()} by a factor of up to {ratio:.1f}"
         for cost, ratio in analysis.uneven_times.items()
     ]
     if not parts:
