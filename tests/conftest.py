@@ -1,5 +1,6 @@
 """A tiny corpus, a tiny recipe, and two ways to run it: in this process, and as a command."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import hypothesis
 import pytest
 from fork_server import ForkServer
 from screens import Quiet
+from spared import PICTURES, RATE
 from tiny_text import write_corpus
 
 # A busy machine is no failure: no example has a deadline.
@@ -42,7 +44,15 @@ train:
 eval: {{every: 4, n_tokens: 256, batch_size: 8}}
 checkpoint: {{every: 5}}
 sample: {{n: 1, max_new_tokens: 4}}
+checks: "off"  # which take longer than the training; tests of checks ask for them
 """
+
+
+def pytest_collection_finish() -> None:
+    """What is there when tests begin stays: looking through it again and again takes time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -74,15 +84,16 @@ def lab(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """An empty working folder, with the shared data cache and a matrix rate that is not timed."""
     monkeypatch.setenv("MIXLAB_CACHE", str(shared_cache))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mixlab.jobs.session.measure_matmul_flops", lambda *args: 1e11)
+    for name, stand_in in RATE.items():
+        monkeypatch.setattr(name, stand_in)
     return tmp_path
 
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the curves and the report: other tests look at those."""
-    for name in ("write_training_curves", "write_report"):
-        monkeypatch.setattr(f"mixlab.jobs.finish.{name}", lambda run: None)
+    """Leave out the pictures and the report: other tests look at those."""
+    for name in (*PICTURES, "mixlab.jobs.finish.write_report"):
+        monkeypatch.setattr(name, lambda run: None)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import json, os, resource, signal, sys
+import importlib, json, os, resource, signal, sys
+sys.path.insert(0, sys.argv[1])
+from spared import PICTURES, RATE
+sys.path.pop(0)
 import matplotlib
 matplotlib.use("Agg")
 import matplotlib.figure, matplotlib.pyplot
@@ -25,6 +28,7 @@ import torch
 import torch._dynamo  # which torch loads when the first optimizer is built
 torch.set_num_threads(1)  # forked children have no thread pool
 import mixlab.jobs.extend, mixlab.jobs.trained, mixlab.jobs.show, mixlab.jobs.catalogue
+import mixlab.jobs.refine.session
 import mixlab.cli.main, mixlab.cli.screen
 
 CALLS = ("fsync", "rename", "replace", "rmdir", "unlink", "mkdir")
@@ -41,6 +45,11 @@ def die_at(n):
     for name in CALLS:
         setattr(os, name, wrap(getattr(os, name)))
 
+def spare():
+    for name, stand_in in {**PICTURES, **RATE}.items():
+        module, _, function = name.rpartition(".")
+        setattr(importlib.import_module(module), function, stand_in)
+
 def child(request):
     os.chdir(request["cwd"])
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -50,6 +59,8 @@ def child(request):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(request["env"])
     sys.argv = ["mixlab", *request["argv"]]
+    if not request["whole"]:
+        spare()
     if request["die_at"]:
         die_at(request["die_at"])
     if request["file_bytes"]:
@@ -123,7 +134,7 @@ class ForkServer:
         self._folder, self._env, self._n = folder, dict(env), 0
         own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", SERVER, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -150,9 +161,10 @@ class ForkServer:
         cwd: Path,
         die_at: int | None = None,
         file_bytes: int | None = None,
+        whole: bool = False,
         **env: str,
     ) -> Command:
-        """Start `mixlab ARGV...`.
+        """Start `mixlab ARGV...`, without what `spared` names unless it is to be `whole`.
 
         With `die_at` it kills itself at that file operation; with `file_bytes` the system lets no
         file grow beyond that.
@@ -168,13 +180,14 @@ class ForkServer:
                 "stderr": str(stderr),
                 "die_at": die_at,
                 "file_bytes": file_bytes,
+                "whole": whole,
             }
         )
         return Command(self, pid, stdout, stderr)
 
-    def run(self, argv: Sequence[object], *, cwd: Path, **env: str) -> Result:
+    def run(self, argv: Sequence[object], *, cwd: Path, whole: bool = False, **env: str) -> Result:
         """Run `mixlab ARGV...` to its end."""
-        return self.start(argv, cwd=cwd, **env).wait()
+        return self.start(argv, cwd=cwd, whole=whole, **env).wait()
 
     def close(self) -> None:
         self._process.kill()  # it holds nothing worth a clean-up, which takes a second

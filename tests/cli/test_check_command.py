@@ -26,7 +26,7 @@ def test_a_failed_check_ends_with_1(fork_server, tiny_recipe, tmp_path):
 
 
 def test_a_failed_check_before_training_is_an_error_of_the_user(fork_server, tiny_recipe, tmp_path):
-    words = ["train", tiny_recipe, "train.optimizer.lr=1e-9", "--run-dir", "run"]
+    words = ["train", tiny_recipe, "train.optimizer.lr=1e-9", "checks=quick", "--run-dir", "run"]
     result = fork_server.run(words, cwd=tmp_path)
     assert result.code == 2
     assert result.stderr.splitlines()[-1].startswith("mixlab train: check master-weights failed")

@@ -66,7 +66,8 @@ def test_show_prints_costs_and_a_config_that_trains(fork_server, tiny_recipe, tm
 
 
 def test_from_text_to_a_sample(fork_server, tiny_recipe, tmp_path):
-    trained = fork_server.run(["train", tiny_recipe, "train.length=3"], cwd=tmp_path)
+    words = ["train", tiny_recipe, "train.length=3", "checks=quick"]
+    trained = fork_server.run(words, cwd=tmp_path, whole=True)
     assert trained.code == 0, trained.stderr
     for words in ("Curves: runs/tiny/plots/training_curves.png", "A sample", "unigram entropy",
                   "mixlab generate runs/tiny", "mixlab extend runs/tiny --steps 6"):  # fmt: skip

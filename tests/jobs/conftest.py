@@ -1,5 +1,6 @@
 """Runs of the tiny recipe in this process."""
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,28 @@ def uninterrupted(fork_server, tiny_recipe, tmp_path_factory) -> Path:
     result = fork_server.run(["train", tiny_recipe, *NOISY, "--run-dir", "run"], cwd=root)
     assert result.code == 0, result.stderr
     return root / "run"
+
+
+@pytest.fixture(scope="session")
+def finished(fork_server, tiny_recipe, tmp_path_factory) -> Path:
+    """The tiny recipe run through, which kept steps 5 and 10."""
+    root = tmp_path_factory.mktemp("finished")
+    words = ["train", tiny_recipe, "checkpoint.keep_every=5", "--run-dir", "run"]
+    result = fork_server.run(words, cwd=root)
+    assert result.code == 0, result.stderr
+    return root / "run"
+
+
+@pytest.fixture
+def finished_run(finished, lab) -> Path:
+    """`lab / "run"`: a copy of it, which a test may spoil."""
+    return shutil.copytree(finished, lab / "run")
+
+
+@pytest.fixture
+def finished_noisy_run(uninterrupted, lab) -> Path:
+    """The same of the recipe with dropout, average and accumulation."""
+    return shutil.copytree(uninterrupted, lab / "run")
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """Checks of recipes and runs, and the quick ones before training."""
 
 import json
+import signal
 
 import pytest
 import torch
+from tiny_runs import Signalling
 
 from mixlab.checks import CHECKS
 from mixlab.core.errors import LabError
@@ -67,14 +69,14 @@ def test_a_run_is_checked_with_its_weights_and_its_text(lab, train_tiny, quiet):
 
 def test_a_run_that_has_not_begun_can_be_checked(lab, train_tiny, quiet, broken):
     with pytest.raises(CheckFailedError):
-        train_tiny()
+        train_tiny("checks=quick")
     report = check(str(lab / "run"), screen=quiet)
     assert [result.name for result in report.failed] == ["gradients"]
     assert any("no checkpoint" in note for note in report.notes)
 
 
 def test_every_run_records_its_checks(train_tiny):
-    record = train_tiny().run.read_json("checks.json")
+    record = train_tiny("checks=quick").run.read_json("checks.json")
     assert record["passed"] and record["seconds"] > 0 and record["size"]
     assert [row["check"] for row in record["results"]] == [
         name for name, entry in CHECKS.items() if entry.is_quick
@@ -84,7 +86,7 @@ def test_every_run_records_its_checks(train_tiny):
 
 def test_a_failed_check_stops_the_run_before_it_begins(lab, train_tiny, broken):
     with pytest.raises(CheckFailedError) as caught:
-        train_tiny()
+        train_tiny("checks=quick")
     text = str(caught.value)
     assert text.startswith("check gradients failed, so nothing was trained:")
     assert "forgotten.weight" in text and "forgotten.bias" in text
@@ -107,7 +109,8 @@ def test_checks_change_nothing_of_the_run(train_tiny):
     assert losses[0] == losses[1]
 
 
-def test_a_resumed_run_is_not_checked_again(interrupted, resume, monkeypatch):
-    path = interrupted(at_step=3)
+def test_a_resumed_run_is_not_checked_again(lab, train_tiny, resume, monkeypatch):
+    train_tiny("checks=quick", screen=Signalling(3, signal.SIGINT))
+    assert (lab / "run" / "checks.json").exists()
     monkeypatch.setattr(job, "run_checks", lambda *args: pytest.fail("checked again"))
-    assert resume(path).status == "finished"
+    assert resume(lab / "run").status == "finished"

@@ -14,9 +14,8 @@ from mixlab.jobs.evaluation.run import evaluate_run, read_scores
 
 
 @pytest.fixture
-def run(train_tiny, lab):
-    train_tiny()
-    return lab / "run"
+def run(finished_run):
+    return finished_run
 
 
 def values(result):

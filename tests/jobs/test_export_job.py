@@ -47,10 +47,8 @@ def measured(monkeypatch):
 
 
 @pytest.fixture
-def run(uninterrupted, lab):
-    """A finished run, in a folder that a test may spoil."""
-    shutil.copytree(uninterrupted, lab / "run")
-    return lab / "run"
+def run(finished_noisy_run):
+    return finished_noisy_run
 
 
 def test_what_is_in_the_folder(run, lab, quiet, measured):

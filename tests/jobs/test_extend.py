@@ -12,6 +12,7 @@ from tiny_text import write_corpus
 
 from mixlab.core.config import decode
 from mixlab.core.errors import CheckpointError, ConfigError, RunError
+from mixlab.core.run_dir import RunDir
 from mixlab.jobs.extend import extend_run, plan_extension
 from mixlab.jobs.train import start_run
 from mixlab.training import checkpoint as checkpoints
@@ -31,8 +32,9 @@ def lrs(path):
     return [row["lr"] for row in rows(path / "metrics.jsonl")]
 
 
-def test_a_child_of_a_constant_rate_equals_a_longer_run(train_tiny, extend, lab):
-    train_tiny(*NOISY)
+def test_a_child_of_a_constant_rate_equals_a_longer_run(
+    finished_noisy_run, train_tiny, extend, lab
+):
     child = extend(lab / "run", 20)
     assert child.run.path == lab / "run-to-20" and child.status == "finished"
     train_tiny(*NOISY, "train.length=20", name="whole")
@@ -95,8 +97,7 @@ def test_no_schedule_makes_a_jump(kind, warmup, last):
     assert child[-1] == own[-1]
 
 
-def test_a_child_that_is_killed_is_resumed(train_tiny, extend, resume, lab):
-    train_tiny(*NOISY)
+def test_a_child_that_is_killed_is_resumed(finished_noisy_run, extend, resume, lab):
     extend(lab / "run", 20, run_dir=lab / "whole")
     child = lab / "run-to-20"
     with pytest.raises(KeyboardInterrupt):
@@ -106,9 +107,8 @@ def test_a_child_that_is_killed_is_resumed(train_tiny, extend, resume, lab):
     assert_same_run(child, lab / "whole")
 
 
-def test_a_child_that_cannot_be_made_leaves_nothing(train_tiny, extend, lab, monkeypatch, resume):
+def test_a_child_that_cannot_be_made_leaves_nothing(finished_run, extend, lab, monkeypatch, resume):
     """A failure while the child is being made must not leave a run that begins at step 0."""
-    train_tiny()
     with monkeypatch.context() as broken:
         broken.setattr("mixlab.training.checkpoint.save", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -128,8 +128,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evals.jsonl"])
-def test_a_parent_that_lost_its_figures(name, train_tiny, extend, lab):
-    path = train_tiny().run.path / name
+def test_a_parent_that_lost_its_figures(name, finished_run, extend, lab):
+    path = finished_run / name
     whole = path.read_bytes()
     for change, words in DAMAGE.values():
         change(path)
@@ -140,10 +140,9 @@ def test_a_parent_that_lost_its_figures(name, train_tiny, extend, lab):
     assert extend(lab / "run", 14).status == "finished"
 
 
-def test_a_parent_that_is_being_trained(train_tiny, extend, lab, fork_server):
-    run = train_tiny().run
-    with run.lock():
-        result = fork_server.run(["extend", run.path, "--steps", "14"], cwd=lab)
+def test_a_parent_that_is_being_trained(finished_run, lab, fork_server):
+    with RunDir.open(finished_run).lock():
+        result = fork_server.run(["extend", finished_run, "--steps", "14"], cwd=lab)
     assert result.code == 2 and "in use by another process" in result.stderr
     assert "then try again" in " ".join(result.stderr.split())
     assert not (lab / "run-to-14").exists()
@@ -165,8 +164,7 @@ def test_a_childs_child(train_tiny, extend, lab):
     assert found[11] == pytest.approx(second.read_json("parent.json")["parent_lr"])
 
 
-def test_what_cannot_be_extended(train_tiny, extend, lab):
-    train_tiny()
+def test_what_cannot_be_extended(finished_run, extend, lab):
     with pytest.raises(RunError, match=r"--steps 12: expected more than the 12"):
         extend(lab / "run", 12)
     extend(lab / "run", 13)
@@ -179,8 +177,7 @@ def test_what_cannot_be_extended(train_tiny, extend, lab):
         extend(lab / "run", 20)
 
 
-def test_a_parent_that_one_stands_in(train_tiny, extend, lab, monkeypatch):
-    train_tiny()
+def test_a_parent_that_one_stands_in(finished_run, extend, lab, monkeypatch):
     monkeypatch.chdir(lab / "run")
     assert extend(Path(), 13).run.path == lab / "run-to-13"
 

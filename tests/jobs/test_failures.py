@@ -184,7 +184,7 @@ def test_a_loss_that_is_not_finite_before_any_checkpoint(poisoned, train_tiny):
 def test_the_failed_command_writes_a_report(fork_server, tiny_recipe, tmp_path):
     """A rate that no model survives."""
     words = ["train", tiny_recipe, "train.optimizer.lr=1e30", "train.max_grad_norm=null"]
-    result = fork_server.run([*words, "--run-dir", "run"], cwd=tmp_path)
+    result = fork_server.run([*words, "--run-dir", "run"], cwd=tmp_path, whole=True)
     assert result.code == 2, result.stderr
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("mixlab train: step ") and "train.optimizer.lr" in last

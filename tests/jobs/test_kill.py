@@ -27,6 +27,7 @@ EVERYTHING = [
     "checkpoint.every=3",
     "checkpoint.keep_every=12",
     "eval.every=4",
+    "checks=quick",
 ]
 """Every generator, buffer and state that a checkpoint must carry."""
 N_KILLS = 20

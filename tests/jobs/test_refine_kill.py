@@ -25,7 +25,7 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(fork_server, recipe, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    result = fork_server.run(["train", recipe, "--run-dir", "run"], cwd=root)
+    result = fork_server.run(["train", recipe, "--run-dir", "run"], cwd=root, whole=True)
     assert result.code == 0, result.stderr
     return root / "run"
 
@@ -38,7 +38,8 @@ def test_kills_change_no_bit(whole, fork_server, recipe, tmp_path):
         if not is_run(run):
             shutil.rmtree(run, ignore_errors=True)
         die_at = g.randint(10, 60) if kills < N_KILLS else None
-        result = fork_server.start(["train", *words], cwd=tmp_path, die_at=die_at).wait()
+        command = fork_server.start(["train", *words], cwd=tmp_path, die_at=die_at, whole=True)
+        result = command.wait()
         if result.code == -signal.SIGKILL:
             kills += 1
             continue

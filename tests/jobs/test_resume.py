@@ -72,14 +72,12 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(interrupted, res
     assert_same_run(run, uninterrupted)
 
 
-def test_a_finished_run_is_not_resumed(train_tiny, resume, lab):
-    train_tiny()
+def test_a_finished_run_is_not_resumed(finished_run, resume, lab):
     with pytest.raises(RunError, match=r"finished at step 12.*mixlab extend"):
         resume(lab / "run")
 
 
-def test_a_kill_between_the_last_save_and_the_summary(train_tiny, resume, lab):
-    train_tiny(*NOISY)
+def test_a_kill_between_the_last_save_and_the_summary(finished_noisy_run, resume, lab):
     (lab / "run" / "summary.json").unlink()
     before = rows(lab / "run" / "metrics.jsonl")
     assert resume(lab / "run").status == "finished"

@@ -31,6 +31,7 @@ train:
   threads: 1
 eval: {every: 6}
 checkpoint: {every: 3}
+checks: "off"
 """
 """A recipe of puzzles so small that training it takes a moment."""
 

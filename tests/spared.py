@@ -1,0 +1,21 @@
+"""What takes most of a tiny run's time and most tests do not look at: pictures, a timed rate.
+
+Tests of a run's pictures and of the commands as a user meets them leave everything as it is.
+"""
+
+from typing import Any
+
+PICTURES: dict[str, Any] = {
+    f"mixlab.jobs.finish.{name}": lambda run: None
+    for name in (
+        "write_training_curves",
+        "write_experts_picture",
+        "write_depth_picture",
+        "write_refinement_pictures",
+    )
+}
+RATE: dict[str, Any] = {
+    f"mixlab.jobs.{module}.measure_matmul_flops": lambda *args: 1e11
+    for module in ("session", "refine.session")
+}
+"""Functions by name, and what stands in for them."""
