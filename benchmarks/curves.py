@@ -151,7 +151,7 @@ def train(side: Side, config: RunConfig, device: torch.device) -> Iterator[Recor
     record.evaluate()
     record.clock.start()
     for i in range(n_steps):
-        record.losses.append(side.step(i))
+        record.losses.append(side.step(i).clone())  # a replayed update overwrites it
         record.clock.mark()
         if (i + 1) % config.eval.every == 0 or i + 1 == n_steps:
             record.clock.seconds()  # waits

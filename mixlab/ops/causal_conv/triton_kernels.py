@@ -26,8 +26,8 @@ class Tiling(NamedTuple):
     ahead: int  # tokens read at once
 
 
-FORWARD = Tiling(channels=128, warps=2, tokens=64, ahead=8)
-BACKWARD = Tiling(channels=256, warps=4, tokens=128, ahead=4)
+FORWARD = Tiling(channels=256, warps=2, tokens=64, ahead=4)
+BACKWARD = Tiling(channels=128, warps=2, tokens=128, ahead=4)
 PARTS = 3
 """Outputs that one launch serves."""
 

@@ -1,7 +1,8 @@
 """How many rows of logits a GPU works on at once."""
 
-CHUNK_BYTES = 2**29
-"""Memory of one chunk of logits, 0.5 GiB: large enough for products at full speed."""
+CHUNK_BYTES = 2**30
+"""Memory of one chunk of logits, 1 GiB: large enough for products at full speed, and for few sums
+of the weight's gradient, each of which reads and writes the whole of it."""
 
 
 def chunk_rows(n_rows: int, n_vocab: int, item_bytes: int) -> int:

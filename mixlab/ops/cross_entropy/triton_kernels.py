@@ -39,7 +39,10 @@ def _log_sum_exp(logits_ptr, n_vocab, BLOCK: tl.constexpr):
     sums = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n_vocab, BLOCK):
         v = start + tl.arange(0, BLOCK)
-        here = tl.load(logits_ptr + v, mask=v < n_vocab, other=-float("inf")).to(tl.float32)
+        # Every caller reads the row again: it should stay in the cache until then.
+        here = tl.load(
+            logits_ptr + v, mask=v < n_vocab, other=-float("inf"), eviction_policy="evict_last"
+        ).to(tl.float32)
         now = tl.maximum(highest, tl.max(here, axis=0))
         sums = sums * tl.exp(highest - now) + tl.exp(here - now)
         highest = now
@@ -61,10 +64,12 @@ def _cross_entropy_nats(
     if WANTS_GRADIENT:
         for start in range(0, n_vocab, BLOCK):
             v = start + tl.arange(0, BLOCK)
-            here = tl.load(logits_ptr + v, mask=v < n_vocab, other=0.0).to(tl.float32)
+            here = tl.load(
+                logits_ptr + v, mask=v < n_vocab, other=0.0, eviction_policy="evict_first"
+            ).to(tl.float32)
             gradient = tl.exp(here - log_total) - tl.where(v == target, 1.0, 0.0)
-            gradient = tl.where(is_target, gradient, 0.0)
-            tl.store(logits_ptr + v, gradient.to(logits_ptr.dtype.element_ty), mask=v < n_vocab)
+            gradient = tl.where(is_target, gradient, 0.0).to(logits_ptr.dtype.element_ty)
+            tl.store(logits_ptr + v, gradient, mask=v < n_vocab, eviction_policy="evict_first")
 
 
 @triton.jit
