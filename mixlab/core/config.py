@@ -45,7 +45,8 @@ class Config(BaseModel):
             for place, item in items:
                 if isinstance(item, bool):
                     where = f"{name}.{place}".rstrip(".")
-                    raise Rule(where, item, "a number, not true or false")
+                    wanted = " or ".join([*_words(field.annotation), "a number"])
+                    raise Rule(where, item, f"{wanted}, not true or false")
         return tree
 
 
@@ -350,6 +351,13 @@ def _is_of_numbers(annotation: Any) -> bool:
     """Whether a field takes numbers, alone or in a list, and no truth values or settings."""
     leaves = set(_leaves(annotation))
     return bool(leaves & {int, float}) and not leaves & {bool, Any}
+
+
+def _words(annotation: Any) -> list[str]:
+    """The words that a field takes instead of a number."""
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if isinstance(value, str)]
+    return [word for argument in get_args(annotation) for word in _words(argument)]
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
