@@ -129,7 +129,9 @@ def test_an_update_that_does_not_fit_says_what_to_set(error, train_tiny, lab, mo
 
 @pytest.mark.parametrize("value", ["lots", "-3", "0", "true", ".inf", "[1]"])
 def test_what_is_no_amount_is_refused(tiny_recipe, value):
-    with pytest.raises(ConfigError, match=r"^train\.memory = .*: expected auto(, a number of GB| or a number)"):
+    with pytest.raises(
+        ConfigError, match=r"^train\.memory = .*: expected auto(, a number of GB| or a number)"
+    ):
         load_config(str(tiny_recipe), [f"train.memory={value}"])
 
 
