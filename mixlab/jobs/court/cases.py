@@ -56,8 +56,8 @@ def _all_cases(config: RunConfig, hardware: Hardware) -> Iterator[Case]:
 
 Size = tuple[torch.dtype, int, int]  # of activations; rows and tokens of one forward pass
 LONG_ROW = 16_384
-"""Tokens of a row from which on FlashQLA, which cuts long rows into parts that run side by side, may
-be worth minutes of compiling; at 1,024 it is no faster than our own kernels."""
+"""Tokens of a row from which on FlashQLA, which cuts long rows into parts that run side by side,
+may be worth minutes of compiling; at 1,024 it is no faster than our own kernels."""
 
 
 # --- the short convolution ------------------------------------------------------------------------
