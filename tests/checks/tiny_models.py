@@ -32,11 +32,14 @@ def sound_model(sequence="attention", channel="mlp", seed=0, **changes) -> Langu
     return build_model(model_config(sequence, channel, **changes), seed)
 
 
-def stack_of_all(channel="mlp", seed=0) -> LanguageModel:
-    """One layer of every sequence mixer."""
+def stack(pairs, seed=0) -> LanguageModel:
+    """One layer of every pair of a sequence mixer and a channel mixer."""
     blocks = {
-        name.replace(" ", "-"): {"sequence_mixer": mixer, "channel_mixer": CHANNEL_MIXERS[channel]}
-        for name, mixer in SEQUENCE_MIXERS.items()
+        f"{sequence}-{channel}".replace(" ", "-"): {
+            "sequence_mixer": SEQUENCE_MIXERS[sequence],
+            "channel_mixer": CHANNEL_MIXERS[channel],
+        }
+        for sequence, channel in pairs
     }
     tree = {
         "vocab_size": 61, "d_model": 24, "n_layers": len(blocks), "blocks": blocks,
