@@ -18,6 +18,7 @@ from mixlab.checks.labels import check_labels
 from mixlab.checks.loss_mean import check_loss_mean
 from mixlab.checks.master_weights import check_master_weights
 from mixlab.checks.memory_between_calls import check_memory_between_calls
+from mixlab.checks.modes import check_modes
 from mixlab.checks.packing import check_packing
 from mixlab.checks.split_overlap import check_split_overlap
 from mixlab.checks.stepwise import check_stepwise
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 _ALL = (
+    Check("modes", "Does evaluation switch noise off, and nothing else?", check_modes,
+          is_quick=True),
     Check("causality", "Is every output blind to later tokens?", check_causality, is_quick=True),
     Check("stepwise", "Is text written by the function that is trained?", check_stepwise,
           is_quick=True),

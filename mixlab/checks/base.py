@@ -75,6 +75,8 @@ class CheckContext:
     """A new model on the CPU with its first weights, the same at every call, noise switched off."""
     seq_len: int
     """Tokens of a real sequence, for causality; other checks have lengths of their own."""
+    build_noisy: Callable[[], LanguageModel] | None = None
+    """The same with dropout and other noise as configured; None: there is none."""
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     """Whose updates must not be rounded away."""
     loader: Loader | None = None

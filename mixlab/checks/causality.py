@@ -25,6 +25,11 @@ from mixlab.nn.recursion.loop_pass import Loops
 SHORT = 70
 """Tokens for the gradients: just past 64, the usual chunk of chunked kernels."""
 N_CUTS = 6
+CHUNK = 64
+"""Later tokens are replaced from every multiple of this on: chunks leak where they meet."""
+QUICK_FLOPS, THOROUGH_FLOPS = 1e9, 5e9
+"""What may be spent on further places: a leak at a single place shows nowhere else."""
+ROWS_AT_ONCE = 16
 
 
 def check_causality(context: CheckContext) -> Finding:
@@ -40,9 +45,11 @@ def check_causality(context: CheckContext) -> Finding:
     n_prefixes = (0, SHORT // 3) if context.prefix_lm else (0,)
     settings = loop_settings(model, thorough=context.thorough)
     for loops, n_prefix in itertools.product(settings, n_prefixes):
-        leaks, pairs, size = _gradient_leaks(model, SHORT, loops, n_prefix)
-        n_leaks, n_pairs, largest = n_leaks + leaks, n_pairs + pairs, max(largest, size)
-        moved = _effect_of_later_tokens(model, context.seq_len, loops, bool(n_prefix))
+        for is_packed in (False, True) if loops is settings[0] else (False,):
+            leaks, pairs, size = _gradient_leaks(model, SHORT, loops, n_prefix, is_packed)
+            n_leaks, n_pairs, largest = n_leaks + leaks, n_pairs + pairs, max(largest, size)
+        flops = (THOROUGH_FLOPS if context.thorough else QUICK_FLOPS) / len(settings)
+        moved = _effect_of_later_tokens(model, context.seq_len, loops, bool(n_prefix), flops)
         effect = max(effect, moved)
     has_passed = n_leaks == 0 and effect <= ROUNDING
     figures = {
@@ -85,11 +92,12 @@ def _cuts(length: int, least: int = 1) -> list[int]:
 
 
 def _gradient_leaks(
-    model: LanguageModel, length: int, loops: Loops | None, n_prefix: int = 0
+    model: LanguageModel, length: int, loops: Loops | None, n_prefix: int, is_packed: bool
 ) -> tuple[int, int, float]:
     """Later inputs with a gradient that is not exactly zero, those looked at, the largest.
 
-    A random mixture of all earlier logits is differentiated by the embeddings of later tokens.
+    A random mixture of all earlier logits is differentiated by the embeddings of later tokens. A
+    row of several documents may take another way through a mixer than one document.
     """
     kept: list[Tensor] = []
 
@@ -100,7 +108,10 @@ def _gradient_leaks(
     handle = model.embed_tokens.register_forward_hook(catch)
     try:
         tokens = random_tokens(model, 1, length, seed=2)
-        logits = logits_of(model, tokens, *_prompt(tokens, n_prefix, loops))
+        segments, loops, prefix = _prompt(tokens, n_prefix, loops)
+        if is_packed:
+            segments = (torch.arange(length) >= length // 2).long()[None]
+        logits = logits_of(model, tokens, segments, loops, prefix)
     finally:
         handle.remove()
     generator = torch.Generator().manual_seed(3)
@@ -122,20 +133,43 @@ def _gradient_leaks(
 
 @torch.no_grad()
 def _effect_of_later_tokens(
-    model: LanguageModel, length: int, loops: Loops | None, has_prompt: bool = False
+    model: LanguageModel, length: int, loops: Loops | None, has_prompt: bool, flops: float
 ) -> float:
-    """Largest change of earlier logits when all later tokens are replaced, over a few cuts.
+    """Largest change of earlier logits when all later tokens are replaced.
 
-    Not held to the bit: other tokens send other numbers of rows to an expert, and a matrix product
-    of another size may round its rows otherwise.
+    From the middle, the last token, the seams of chunks, and as many other places as `flops` pay
+    for. Not held to the bit: other tokens send other numbers of rows to an expert, and a matrix
+    product of another size may round its rows otherwise.
     """
+    n_prompt = length // 3 if has_prompt else 0
     tokens = random_tokens(model, 1, length, seed=4)
-    settings = _prompt(tokens, length // 3 if has_prompt else 0, loops)
-    before = logits_of(model, tokens, *settings)
-    worst = 0.0
-    for cut in {length // 2, length - 1} - {0}:
-        changed = tokens.clone()
-        changed[:, cut:] = other_tokens(model, tokens[:, cut:], seed=5)
-        after = logits_of(model, changed, *settings)
-        worst = max(worst, relative_difference(before[:, :cut], after[:, :cut]))
+    others = other_tokens(model, tokens, seed=5)
+
+    def run(rows: Tensor) -> Tensor:
+        return logits_of(model, rows, *_prompt(rows, n_prompt, loops))
+
+    before, worst = run(tokens)[0], 0.0
+    cuts = _places(length, n_prompt, int(flops / _forward_flops(model, length)))
+    for some in (cuts[i : i + ROWS_AT_ONCE] for i in range(0, len(cuts), ROWS_AT_ONCE)):
+        is_later = torch.arange(length) >= torch.tensor(some)[:, None]  # (cuts, T)
+        rows = torch.where(is_later, others, tokens)
+        for cut, row, together in zip(some, rows, run(rows), strict=True):
+            moved = relative_difference(before[:cut], together[:cut])
+            if moved > max(worst, ROUNDING):  # not by the other rows, which is another check's
+                moved = relative_difference(before[:cut], run(row[None])[0, :cut])
+            worst = max(worst, moved)
     return worst
+
+
+def _places(length: int, n_prompt: int, n_more: int) -> list[int]:
+    """Where later tokens begin: seams of chunks, middle and end, and evenly between."""
+    seams = {*range(CHUNK, length, CHUNK), length // 2, length - 1}
+    between = torch.linspace(1, length - 1, min(n_more, length)).round().long().tolist()
+    return sorted(cut for cut in seams | set(between) if cut > n_prompt)
+
+
+def _forward_flops(model: LanguageModel, length: int) -> float:
+    """Of one row, about: every weight once per token, and every pair of tokens in every layer."""
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    pairs = len(model.blocks) * length * model.embed_tokens.weight.shape[1]
+    return 2.0 * length * (n_params + 2 * pairs)

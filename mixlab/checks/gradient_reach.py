@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from mixlab.checks.base import CheckContext, Finding, next_token_batch, random_tokens
+from mixlab.checks.base import (
+    CheckContext,
+    Finding,
+    next_token_batch,
+    random_tokens,
+    vocab_size,
+)
 
 LENGTH = 32
 ROWS_PER_ROUND = 8
@@ -38,10 +44,14 @@ def check_gradient_reach(context: CheckContext) -> Finding:
         for name, reached in pieces.items()
         for i in (~reached).nonzero().flatten().tolist()
     ]
-    n_pieces = sum(len(reached) for reached in pieces.values())
+    frozen = _frozen(model)
+    missing += frozen
+    if pieces and not missing and _is_tied_in_vain(context):
+        missing.append("embed_tokens.weight as the head, which tie_embeddings says it is")
+    n_pieces = sum(len(reached) for reached in pieces.values()) + len(frozen)
     figures = {"missing": missing, "n_pieces": n_pieces, "n_tokens": n_tokens}
     measured = f"{n_pieces - len(missing)} of {n_pieces} parameter tensors have a gradient"
-    if n_pieces == 0:
+    if not pieces:
         return Finding("not applicable", "no parameter takes gradients", "Nothing is trained.", {})
     if not missing:
         meaning = "Every part of the model is trained by the loss."
@@ -56,6 +66,26 @@ def check_gradient_reach(context: CheckContext) -> Finding:
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    return [name for name, p in model.named_parameters() if not p.requires_grad]
+
+
+def _is_tied_in_vain(context: CheckContext) -> bool:
+    """Whether a head that is said to be the embedding is another matrix, or not trained.
+
+    Every row of a head has a gradient, also that of a token which no text holds.
+    """
+    model = context.probe()
+    if not model.cfg.tie_embeddings or not model.embed_tokens.weight.requires_grad:
+        return False
+    model.train()
+    n_used = max(1, vocab_size(model) // 2)
+    tokens = random_tokens(model, ROWS_PER_ROUND, LENGTH + 1, seed=10) % n_used
+    context.accumulate(model, [next_token_batch(tokens)])
+    grad = model.embed_tokens.weight.grad
+    return grad is None or not bool((grad[n_used:] != 0).any())
 
 
 def _n_pieces(parameter: Tensor) -> int:

@@ -135,8 +135,10 @@ def check_before_training(run: RunDir, session: Session, screen: Screen) -> None
         return
     start = time.perf_counter()
     model, size = _subject(config, max_params=0)
+    noisy, _ = _subject(config, max_params=0, is_noisy=True)
     context = CheckContext(
         build=lambda: build_model(model, config.seed),
+        build_noisy=lambda: build_model(noisy, config.seed),
         seq_len=min(config.data.seq_len, QUICK_SEQ_LEN),
         optimizer=config.train.optimizer,
         loader=session.loader,
@@ -164,9 +166,11 @@ def _explain(run: RunDir, failed: list[CheckResult]) -> str:
 # --- what is looked at --------------------------------------------------------------------------
 
 
-def _subject(config: RunConfig, max_params: int = MAX_PARAMS) -> tuple[LanguageModelConfig, str]:
+def _subject(
+    config: RunConfig, max_params: int = MAX_PARAMS, *, is_noisy: bool = False
+) -> tuple[LanguageModelConfig, str]:
     """The model config that structure is checked on, and its size in words."""
-    model = quiet(config.model)
+    model = config.model.portable() if is_noisy else quiet(config.model)
     n_params = model_budget(model, config.data.seq_len).n_params
     if n_params <= max_params:
         return model, f"checked at full size, {count(n_params)} parameters"
@@ -181,8 +185,10 @@ def _subject(config: RunConfig, max_params: int = MAX_PARAMS) -> tuple[LanguageM
 
 def _of_config(config: RunConfig, data: PreparedData | None) -> tuple[CheckContext, str]:
     model, size = _subject(config)
+    noisy, _ = _subject(config, is_noisy=True)
     context = CheckContext(
         build=lambda: build_model(model, config.seed),
+        build_noisy=lambda: build_model(noisy, config.seed),
         seq_len=config.data.seq_len,
         optimizer=config.train.optimizer,
         loader=_loader(config, data, "train"),
@@ -218,6 +224,7 @@ def _of_run(run: RunDir, screen: Screen, notes: list[str]) -> tuple[CheckContext
     return (
         CheckContext(
             build=build,
+            build_noisy=context.build_noisy,
             seq_len=context.seq_len,
             optimizer=context.optimizer,
             loader=context.loader,

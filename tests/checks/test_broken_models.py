@@ -1,14 +1,27 @@
 """Every broken model is caught by the check that was made for it."""
 
+import numpy as np
 import pytest
+import torch
 from broken_models.attention_masks import AllOnesMask, ForgetsDocuments, NoMask, with_attention
+from broken_models.attention_outputs import (
+    CentredOverRows,
+    CentredOverTime,
+    LeaksAtASeam,
+    LeaksWhenPacked,
+    ScalesInTraining,
+    dropping,
+)
 from broken_models.channels_and_weights import (
     bfloat16_weights,
     context_free,
     dead_expert,
     dead_parameter,
     expert_choice,
+    frozen_head,
+    frozen_weights,
     loud_start,
+    untied_head,
 )
 from broken_models.losses import (
     UnshiftedLoader,
@@ -31,7 +44,7 @@ from broken_models.recurrent_states import (
 from broken_models.splits import duplicated_documents, stride_one_windows
 from tiny_models import context, sound_model
 
-from mixlab.checks import CHECKS, TrainedModel, run_checks
+from mixlab.checks import CHECKS, TrainedModel, input_use, run_checks
 from mixlab.checks.stream import MadeUpShards
 from mixlab.data.loader import Loader
 
@@ -49,6 +62,22 @@ def stuck_run(model, loss=3.98, earlier=3.99):
 
 
 BROKEN = {
+    "dropout stays on": ("modes", lambda: context(lambda: dropping(0.01))),
+    "dropout stays on where it is configured": (
+        "modes", lambda: context(lambda: dropping(0.0), build_noisy=lambda: dropping(0.1))
+    ),
+    "scaled in training only": ("modes", lambda: context(lambda: with_attention(ScalesInTraining))),
+    "a leak where two chunks meet": (
+        "causality", lambda: context(lambda: with_attention(LeaksAtASeam), seq_len=150)
+    ),
+    "a leak among several documents": (
+        "causality", lambda: context(lambda: with_attention(LeaksWhenPacked))
+    ),
+    "normalised over time": ("causality", lambda: context(lambda: with_attention(CentredOverTime))),
+    "mean over the batch": ("batch-rows", lambda: context(lambda: with_attention(CentredOverRows))),
+    "head that is said to be tied": ("gradients", lambda: context(untied_head)),
+    "head that is tied but not trained": ("gradients", lambda: context(frozen_head)),
+    "frozen weights": ("gradients", lambda: context(frozen_weights)),
     "no causal mask": ("causality", lambda: context(lambda: with_attention(NoMask))),
     "all-ones additive mask": ("causality", lambda: context(lambda: with_attention(AllOnesMask))),
     "convolution looks ahead": ("causality", lambda: context(lambda: with_conv(CentredConv))),
@@ -113,6 +142,33 @@ def test_a_mask_that_is_missing_passes_what_it_does_not_concern():
     results = run_checks(list(CHECKS.values()), context(lambda: with_attention(NoMask)))
     failed = {result.name for result in results if result.verdict == "fail"}
     assert failed == {"causality", "stepwise", "packing"}
+
+
+def test_of_two_faults_each_leaves_the_other_check_alone():
+    """Rows that meet are no leak from later tokens, though all are tried in one batch."""
+    names = [CHECKS[name] for name in ("causality", "batch-rows")]
+    rows = run_checks(names, context(lambda: with_attention(CentredOverRows)))
+    assert [result.verdict for result in rows] == ["pass", "fail"]
+
+
+def test_a_gap_within_its_noise_is_no_verdict(monkeypatch):
+    """Neither that the input is ignored, nor that it is used."""
+    gaps = {16: (0.3, 0.4), 100: (0.3, 0.02)}
+
+    def nats(model, tokens, targets, *more):
+        mean, deviation = gaps[len(tokens)]
+        is_true = torch.equal(tokens[:, 1:], targets[:, :-1])
+        rows = 0.0 if is_true else mean + deviation * np.linspace(-1.7, 1.7, len(tokens))
+        return np.zeros(tokens.shape) + np.reshape(rows, (-1, 1))
+
+    monkeypatch.setattr(input_use, "token_nats", nats)
+    run = stuck_run(sound_model(), loss=3.5)
+    check = [CHECKS["input-use"]]
+    (found,) = run_checks(check, context(trained=run))
+    assert found.verdict == "pass", "more text decides"
+    gaps[100] = (0.3, 0.9)
+    (found,) = run_checks(check, context(trained=run))
+    assert found.verdict == "not applicable" and "to tell" in found.finding.meaning
 
 
 def test_a_run_that_has_learned_nothing_yet_is_not_judged():

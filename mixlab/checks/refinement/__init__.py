@@ -11,7 +11,12 @@ from mixlab.checks.refinement.learning import (
     check_loss_mean,
     check_updates,
 )
-from mixlab.checks.refinement.rows import check_carry, check_memory, check_rows
+from mixlab.checks.refinement.rows import (
+    check_carry,
+    check_memory,
+    check_modes,
+    check_rows,
+)
 from mixlab.checks.refinement.trained import check_input_use, check_splits, check_start
 
 __all__ = [
@@ -23,6 +28,7 @@ __all__ = [
 ]
 
 _ALL = (
+    RefinerCheck("modes", "Does evaluation switch noise off, and nothing else?", check_modes),
     RefinerCheck("stepwise", "Is a puzzle solved by the function that is trained?", check_stepwise),
     RefinerCheck("batch-rows", "Is a puzzle independent of its batch mates, early exits included?",
                  check_rows),

@@ -16,6 +16,29 @@ from mixlab.infer.refinement import Refining, solve
 
 
 @torch.no_grad()
+def check_modes(context: RefinerContext) -> Finding:
+    """The same puzzles twice, and once more in training mode."""
+    model = context.probe()
+    inputs = questions(model, 0)
+    n_steps = min(model.cfg.halting.halt_max_steps, 2)
+    first, second = (solve(model, inputs, max_steps=n_steps) for _ in range(2))
+    trained = solve(model.train(), inputs, max_steps=n_steps)
+    noise, modes = (relative(first.scores, other.scores) for other in (second, trained))
+    measured = (
+        f"scores of the same puzzles differ by {noise:.1e} of their size the second time, and by "
+        f"{modes:.1e} in training mode"
+    )
+    figures = {"twice": noise, "modes": modes}
+    if max(noise, modes) <= TOLERANCE:
+        return Finding("pass", measured, "What is measured is what was trained.", figures)
+    meaning = (
+        "What is measured and used is not what is trained: look for noise or a factor that "
+        "evaluation mode does not switch."
+    )
+    return Finding("fail", measured, meaning, figures)
+
+
+@torch.no_grad()
 def check_rows(context: RefinerContext) -> Finding:
     """Each puzzle alone against all together, with a threshold at which some leave early."""
     model = context.probe()

@@ -70,3 +70,38 @@ def loud_start():
     with torch.no_grad():
         model.lm_head.weight.mul_(50)  # it starts with a standard deviation of 0.02
     return model
+
+
+class OtherHead(LanguageModel):
+    """Its config says that the head is the embedding; it is a matrix of its own."""
+
+    @property
+    def head_weight(self):
+        return self.other
+
+
+def untied_head():
+    model = sound_model()
+    model.other = nn.Parameter(model.embed_tokens.weight.detach().clone())
+    model.__class__ = OtherHead
+    return model
+
+
+class FrozenHead(LanguageModel):
+    """The embedding, but not trained as the head."""
+
+    @property
+    def head_weight(self):
+        return self.embed_tokens.weight.detach()
+
+
+def frozen_head():
+    model = sound_model()
+    model.__class__ = FrozenHead
+    return model
+
+
+def frozen_weights():
+    model = sound_model()
+    model.blocks[0].channel_mixer.up_proj.weight.requires_grad_(False)
+    return model
