@@ -68,19 +68,22 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """The document, or None when there is no such file.
+    """The document, a mapping, or None when there is no such file.
 
     Raises:
-        RunError: it exists but is not readable JSON.
+        RunError: it exists but is no readable JSON object.
     """
     try:
-        return json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}. Restore it from a copy.") from None
+    if not isinstance(document, dict):
+        raise RunError(f"{path} is damaged: expected a JSON object. Restore it from a copy.")
+    return document
 
 
 def _sync_folder(folder: Path) -> None:
@@ -202,7 +205,7 @@ def truncate_lines(path: Path, n_bytes: int) -> None:
 def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
             f"{path}, line {number} is damaged: {error}. Restore the file, or start a new run."
         ) from None

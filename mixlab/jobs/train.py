@@ -222,11 +222,6 @@ def refuse_other_text(run: RunDir, data: AnyData) -> None:
     before = run.read_json("data.json")
     if before is None:
         return
-    if not isinstance(before, dict):
-        raise RunError(
-            f"{run.data_path} is damaged: expected a JSON object. Restore it from a copy of the "
-            "run folder."
-        )
     if before.get("imported"):  # its weights bring a tokenizer, and have seen no text here yet
         facts = before.get("tokenizer")
         if isinstance(facts, dict) and facts.get("hash") == data.manifest["tokenizer"]["hash"]:

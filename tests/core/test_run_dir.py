@@ -141,6 +141,10 @@ def test_damaged_json_is_named(run: RunDir):
     run.summary_path.write_text('{"status": ')
     with pytest.raises(RunError, match=r"summary\.json is damaged"):
         run.read_json("summary.json")
+    for text in ("[1]", "null", "[" * 100_000):
+        run.summary_path.write_text(text)
+        with pytest.raises(RunError, match=r"summary\.json is damaged: .* from a copy"):
+            run.read_json("summary.json")
 
 
 def test_a_document_that_cannot_be_replaced_stays_as_it_was(run: RunDir, monkeypatch):
