@@ -80,6 +80,16 @@ class Remembers(Refiner):
         return x
 
 
+class AlwaysDrops(Refiner):
+    def embed(self, inputs):
+        return torch.nn.functional.dropout(super().embed(inputs), 0.05, training=True)
+
+
+class ScalesInTraining(Refiner):
+    def embed(self, inputs):
+        return super().embed(inputs) * (1.1 if self.training else 1.0)
+
+
 class IgnoresItsQuestion(Refiner):
     def embed(self, inputs):
         return super().embed(torch.ones_like(inputs))
@@ -160,6 +170,11 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_a_broken_model_is_caught(name):
     assert REFINER_CHECKS[name].run(context(MODELS[name])).verdict == "fail"
+
+
+@pytest.mark.parametrize("kind", [AlwaysDrops, ScalesInTraining])
+def test_an_evaluation_that_is_not_the_trained_model_is_caught(kind):
+    assert REFINER_CHECKS["modes"].run(context(kind)).verdict == "fail"
 
 
 @pytest.mark.parametrize("kind", [DeafHead, StuckHead])
