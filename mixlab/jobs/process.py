@@ -31,8 +31,13 @@ def tune_process() -> None:
 
 
 def command_age_s() -> float | None:
-    """Seconds since this process was started, if it was as a `mixlab` command; else None."""
+    """Seconds since this process was started, if it was as a `mixlab` command; else None.
+
+    None for the worker of a study too: it makes several runs, which did not begin with it.
+    """
     if "mixlab.cli.main" not in sys.modules or not sys.platform.startswith("linux"):
+        return None
+    if sys.argv[1:3] == ["study", "worker"]:
         return None
     # Field 22 of proc(5)'s stat, counted after the name, which may hold anything.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

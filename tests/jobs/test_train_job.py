@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -15,6 +16,7 @@ from mixlab.data.batch import Batch
 from mixlab.evals.language_modelling import evaluate
 from mixlab.jobs import kinds
 from mixlab.jobs.config import load_config
+from mixlab.jobs.process import command_age_s
 from mixlab.jobs.session import prepare_data
 from mixlab.jobs.train import start_run
 from mixlab.jobs.trained import open_trained
@@ -224,6 +226,14 @@ def test_a_prompt_longer_than_the_model_can_hold_is_cut_from_samples(train_tiny)
     run = train_tiny("model.max_seq_len=16", "sample.n=2", "train.length=1").run
     samples = run.read_jsonl("samples.jsonl")
     assert len(samples) == 2 and all(row["text"] for row in samples)
+
+
+def test_the_age_of_a_command_is_not_that_of_a_run_in_a_study(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mixlab.cli.main", object())
+    monkeypatch.setattr(sys, "argv", ["mixlab", "train", "quickstart"])
+    assert command_age_s() > 0
+    monkeypatch.setattr(sys, "argv", ["mixlab", "study", "worker", "studies/x"])
+    assert command_age_s() is None
 
 
 def test_the_summary_tells_where_the_time_went(uninterrupted):
