@@ -1,0 +1,49 @@
+"""Prompts read by kernels in half precision, against the same model in float32."""
+
+import pytest
+import torch
+from infer.decoding_models import roughened, small
+
+from mixlab.infer.decoding.row_model import row_model
+
+pytestmark = pytest.mark.gpu
+ATTENTION = {"kind": "attention", "n_heads": 4, "head_dim": 64}
+DELTA = {"kind": "gated_deltanet", "n_heads": 2, "head_dim": 64}
+MIXERS = {
+    "plain attention": ATTENTION,
+    "window": ATTENTION | {"window": 33},
+    "grouped": ATTENTION
+    | {"n_kv_heads": 2, "qk_norm": "head", "rope_frac": 0.25, "output_gate": True},
+    "biases": ATTENTION | {"bias": True},
+    "delta": DELTA,
+    "more values": DELTA | {"n_v_heads": 4},
+    "no convolution": DELTA | {"conv_size": 0},
+    "nothing fades": DELTA | {"decay": "none", "output_gate": False},
+}
+
+
+def error(found, want):
+    return ((found - want).pow(2).mean() / want.pow(2).mean()).sqrt().item()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("n_tokens", [1, 3, 200])
+def test_no_further_from_float32_than_the_models_own_pass(name, n_tokens):
+    """The prompt's logits, and those of steps from the caches that it left."""
+    cfg = small(MIXERS[name], {"kind": "mlp", "d_ff": 128}, d_model=128, max_seq_len=512)
+    model = roughened(cfg, torch.float32).cuda()
+    exact = row_model(model)
+    fast, own = (row_model(model, precision=torch.bfloat16) for _ in range(2))
+    assert fast._prompts is not None
+    own._prompts = None
+    g = torch.Generator().manual_seed(0)
+    texts = torch.randint(0, 29, (3, n_tokens), generator=g).tolist()
+    models = {"exact": exact, "fast": fast, "own": own}
+    found = {name: [rows.read(0, texts).clone()] for name, rows in models.items()}
+    for i in range(3):
+        tokens = [(7 * i + k) % 29 for k in range(3)]
+        for name, rows in models.items():
+            found[name].append(rows.step(tokens).clone())
+    for i, want in enumerate(found["exact"]):
+        assert torch.isfinite(found["fast"][i]).all()
+        assert error(found["fast"][i], want) < 1.5 * error(found["own"][i], want) + 0.01
