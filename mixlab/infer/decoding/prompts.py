@@ -188,13 +188,12 @@ class Prompts:
         """(B, T) tokens into rows from this one on; the stream (B, D) behind the last of each."""
         n_rows, n_tokens = tokens.shape
         step = max(1, TOKENS_AT_ONCE // n_tokens)
-        if n_rows <= step:
-            return self._read(tokens, caches, row, n_before)
-        found = [
-            self._read(tokens[i : i + step], caches, row + i, n_before)
-            for i in range(0, n_rows, step)
-        ]
-        return torch.cat(found)
+        with torch.cuda.device_of(tokens):  # where kernels are launched
+            found = [
+                self._read(tokens[i : i + step], caches, row + i, n_before)
+                for i in range(0, n_rows, step)
+            ]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _read(self, tokens: Tensor, caches: Sequence[Any], row: int, n_before: int) -> Tensor:
         n_rows, n_tokens = tokens.shape
