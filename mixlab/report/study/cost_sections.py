@@ -89,7 +89,7 @@ def matching(view: View) -> Html:
         solved = tag("div", "to match: ", tag("code", arm.matching), class_="small")
         cells += [
             view.to_runs(arm, rate(arm.lr) if arm.lr else ""),
-            join([changed, solved if arm.matching else ""]),
+            tag("div", changed, solved if arm.matching else None),
         ]
         rows.append(cells)
     return section(

@@ -114,7 +114,7 @@ def grid(view: View) -> Html:
     )
     columns = [
         Column("arms"),
-        Column("best rate", True),
+        Column("best rate", True, is_wide=True),
         Column(view.metric.unit or view.metric.label, True),
         Column("rates that cannot be told from it", is_wide=True),
     ]
