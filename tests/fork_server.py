@@ -1,7 +1,7 @@
 """Command lines as processes, forked from one that has torch loaded already.
 
 Starting Python with torch takes seconds; a fork takes milliseconds. What runs in the child is the
-console script's own `main`, with its own signals, streams and exit status.
+console script's own `main`, or a script's, with its own signals, streams and exit status.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """
-import importlib, json, os, resource, signal, sys
+import importlib, json, os, resource, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
 from spared import PICTURES, RATE
 sys.path.pop(0)
@@ -55,10 +55,18 @@ def child(request):
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if request["terminal"]:
+        os.setsid()  # the terminal that is opened next is the controlling one
+        terminal = os.open(request["terminal"], os.O_RDWR)
+        for number in (0, 1, 2):
+            os.dup2(terminal, number)
+        sys.stdin = open(0, closefd=False)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
     # A shell may start background jobs with SIGINT ignored; a person's terminal does not.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(request["env"])
-    sys.argv = ["mixlab", *request["argv"]]
+    sys.argv = [request["script"] or "mixlab", *request["argv"]]
     if not request["whole"]:
         spare()
     if request["die_at"]:
@@ -68,7 +76,10 @@ def child(request):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], limits[1]))
     try:
-        mixlab.cli.main.main()
+        if request["script"]:
+            runpy.run_path(request["script"], run_name="__main__")
+        else:
+            mixlab.cli.main.main()
     except SystemExit as error:
         code = error.code
     except BaseException:
@@ -162,12 +173,15 @@ class ForkServer:
         die_at: int | None = None,
         file_bytes: int | None = None,
         whole: bool = False,
+        script: str | None = None,
+        terminal: str | None = None,
         **env: str,
     ) -> Command:
         """Start `mixlab ARGV...`, without what `spared` names unless it is to be `whole`.
 
         With `die_at` it kills itself at that file operation; with `file_bytes` the system lets no
-        file grow beyond that.
+        file grow beyond that. `script` is a file of Python to run instead; `terminal` is a device
+        that takes the place of all three streams, and sends it signals.
         """
         self._n += 1
         stdout, stderr = (self._folder / f"{self._n}.{name}" for name in ("out", "err"))
@@ -181,6 +195,8 @@ class ForkServer:
                 "die_at": die_at,
                 "file_bytes": file_bytes,
                 "whole": whole,
+                "script": script,
+                "terminal": terminal,
             }
         )
         return Command(self, pid, stdout, stderr)

@@ -18,11 +18,15 @@ def environments(n: int = 2) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
 
 
-def start_pair(server: ForkServer, argv: Sequence[object], *, cwd: Path) -> list[Command]:
-    """Start `mixlab ARGV...` as two ranks."""
-    return [server.start(argv, cwd=cwd, **env) for env in environments()]
+def start_pair(
+    server: ForkServer, argv: Sequence[object], *, cwd: Path, script: str | None = None
+) -> list[Command]:
+    """Start `mixlab ARGV...`, or a script, as two ranks."""
+    return [server.start(argv, cwd=cwd, script=script, **env) for env in environments()]
 
 
-def run_pair(server: ForkServer, argv: Sequence[object], *, cwd: Path) -> list[Result]:
-    """Run `mixlab ARGV...` as two ranks to its end."""
-    return [command.wait() for command in start_pair(server, argv, cwd=cwd)]
+def run_pair(
+    server: ForkServer, argv: Sequence[object], *, cwd: Path, script: str | None = None
+) -> list[Result]:
+    """Run `mixlab ARGV...`, or a script, as two ranks to its end."""
+    return [command.wait() for command in start_pair(server, argv, cwd=cwd, script=script)]

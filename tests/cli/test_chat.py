@@ -1,11 +1,8 @@
 """`mixlab chat` as a person has it: at a pseudo-terminal, with Ctrl-C, and from a pipe."""
 
-import contextlib
 import os
-import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -18,13 +15,11 @@ LIMIT_S = 90
 class Terminal:
     """A command at a pseudo-terminal that is its controlling one, so that Ctrl-C is a signal."""
 
-    def __init__(self, words, cwd):
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(cwd)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ |= {"OMP_NUM_THREADS": "1", "TERM": "xterm", "NO_COLOR": "1"}
-            os.execv(sys.executable, [sys.executable, "-m", "mixlab", *words])
+    def __init__(self, fork_server, words, cwd):
+        self._fd, other = os.openpty()
+        settings = {"TERM": "xterm", "NO_COLOR": "1"}
+        self._command = fork_server.start(words, cwd=cwd, terminal=os.ttyname(other), **settings)
+        self._other = other  # held open: without an other end there is nothing to read from
         self.seen = ""
 
     def until(self, text, since=0):
@@ -34,6 +29,14 @@ class Terminal:
             assert time.monotonic() < deadline, f"no {text!r} in {self.seen[since:]!r}"
             self._read()
 
+    def until_asked(self, since=0):
+        """Wait for the prompt, and until keys count.
+
+        One that comes while the line editor sets up the terminal is dropped by the terminal.
+        """
+        self.until("> ", since)
+        time.sleep(0.2)
+
     def until_more(self, n_characters, since):
         """Wait until so many characters follow a place."""
         deadline = time.monotonic() + LIMIT_S
@@ -42,10 +45,13 @@ class Terminal:
             self._read()
 
     def _read(self):
+        """Read what comes within a second; False once the other end is closed."""
         ready, _, _ = select.select([self._fd], [], [], 1)
-        if ready:
-            with contextlib.suppress(OSError):  # the other end is closed
-                self.seen += os.read(self._fd, 4096).decode(errors="replace")
+        try:
+            self.seen += os.read(self._fd, 4096).decode(errors="replace") if ready else ""
+        except OSError:
+            return False
+        return True
 
     def type(self, text):
         """Send keys; the place on the screen where their effect begins."""
@@ -55,14 +61,12 @@ class Terminal:
 
     def end(self):
         """The exit status."""
+        os.close(self._other)
         deadline = time.monotonic() + LIMIT_S
-        while True:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                return os.waitstatus_to_exitcode(status)
+        while self._read():
             assert time.monotonic() < deadline, self.seen
-            self._read()
-            time.sleep(0.02)
+        os.close(self._fd)
+        return self._command.wait().code
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def place(fork_server, tiny_recipe, tmp_path_factory):
     return folder
 
 
-def test_a_session_at_a_terminal(place):
-    screen = Terminal(["chat", "run", "--max-new-tokens", "6"], place)
+def test_a_session_at_a_terminal(place, fork_server):
+    screen = Terminal(fork_server, ["chat", "run", "--max-new-tokens", "6"], place)
     screen.until("trained on plain text")
     screen.until("> ")
     here = screen.type("/help\n")
@@ -98,9 +102,7 @@ def test_a_session_at_a_terminal(place):
     screen.until("expected a number", here)
     here = screen.type("/reset\n")
     screen.until("forgotten", here)
-    # A key that comes while the line editor sets up the terminal is dropped by the terminal.
-    screen.until("> ", screen.seen.index("forgotten", here))
-    time.sleep(0.2)
+    screen.until_asked(screen.seen.index("forgotten", here))
     here = screen.type("\x03")
     screen.until("Ctrl-C again or Ctrl-D leaves.", here)
     screen.type("\x03")
@@ -109,18 +111,18 @@ def test_a_session_at_a_terminal(place):
 
 
 @pytest.mark.slow  # processes of their own
-def test_a_second_ctrl_c_leaves_and_so_does_the_end_of_input(place):
-    screen = Terminal(["chat", "run", "--max-new-tokens", "50000"], place)
+def test_a_second_ctrl_c_leaves_and_so_does_the_end_of_input(place, fork_server):
+    screen = Terminal(fork_server, ["chat", "run", "--max-new-tokens", "50000"], place)
     screen.until("> ")
     here = screen.type("abc\n")
     screen.until_more(len("abc\r\n") + 3, here)
     here = screen.type("\x03")
     screen.until("Stopped", here)
-    screen.until("> ", here)
+    screen.until_asked(here)
     screen.type("\x03")  # the second one, with no message between
     assert screen.end() == 0
-    screen = Terminal(["chat", "run"], place)
-    screen.until("> ")
+    screen = Terminal(fork_server, ["chat", "run"], place)
+    screen.until_asked()
     screen.type("\x04")
     assert screen.end() == 0
     assert "Traceback" not in screen.seen

@@ -1,13 +1,11 @@
 """An update of two ranks is that of one process: loss, every gradient, the experts' balance."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from rank_pairs import environments
+from rank_pairs import run_pair
 from torch.testing import assert_close
 
 from mixlab.training.language_modelling import LanguageModelling
@@ -17,20 +15,11 @@ import two_ranks
 
 
 @pytest.fixture(scope="module")
-def of_two(tmp_path_factory) -> Path:
+def of_two(fork_server, tmp_path_factory) -> Path:
     """What two processes computed, in one start of them for all cases."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    root = Path(__file__).parents[2]
-    shared = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, two_ranks.__file__, folder],
-            env={**shared, **env}, stderr=subprocess.PIPE, text=True,
-        )
-        for env in environments()
-    ]  # fmt: skip
-    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    ranks = run_pair(fork_server, [folder], cwd=folder, script=two_ranks.__file__)
+    assert [rank.code for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
     return folder
 
 
