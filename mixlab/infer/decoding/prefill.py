@@ -5,7 +5,8 @@ Shapes: B prompts of T tokens, V vocabulary.
 
 import copy
 from contextlib import nullcontext
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.packing import Packing
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class Prefill:
     """Prompts through the model's own forward pass, which is the one that was trained."""
@@ -25,7 +28,14 @@ class Prefill:
         *, prefix_lm: bool,
     ) -> None:  # fmt: skip
         self.loops, self.prefix_lm = loops, prefix_lm
-        self._model, self._precision = rounded(model, precision), precision
+        self._given, self._precision = model, precision
+
+    @cached_property
+    def _model(self) -> LanguageModel:
+        """Made when first asked for: most models have a faster way on a GPU, see `prompts`."""
+        model, dtype = self._given, self._precision
+        is_same = dtype is None or dtype == model.embed_tokens.weight.dtype
+        return model if is_same else rounded(model, dtype)
 
     def initial_state(self, n_rows: int) -> Any:
         """Of sequences that have not begun, kept in the precision of the products."""
@@ -46,20 +56,18 @@ class Prefill:
         return at_least_float32(out.logits[:, -1]), out.state
 
 
-def rounded(model: LanguageModel, dtype: torch.dtype | None) -> LanguageModel:
-    """The model with the weights of its linear maps and experts in `dtype`, all else shared.
+def rounded(whole: Module, dtype: torch.dtype) -> Module:
+    """A copy with the weights of its linear maps and experts in `dtype`, all other tensors shared.
 
     Under autocast they are rounded to it in every call, which is as many kernels more.
     """
-    if dtype is None or dtype == model.embed_tokens.weight.dtype:
-        return model
-    others = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    for module in model.modules():
+    others = {id(tensor): tensor for tensor in [*whole.parameters(), *whole.buffers()]}
+    for module in whole.modules():
         if isinstance(module, nn.Linear | Experts) and not isinstance(module, Router):
             for parameter in module.parameters(recurse=False):
                 weight = parameter.detach().to(dtype)
                 others[id(parameter)] = nn.Parameter(weight, requires_grad=False)
-    return copy.deepcopy(model, others)
+    return copy.deepcopy(whole, others)
 
 
 def _casting(device: torch.device, dtype: torch.dtype | None) -> Any:

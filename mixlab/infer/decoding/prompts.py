@@ -4,158 +4,68 @@ The model's own forward pass keeps to what training needs: outputs for every tok
 returned, a norm here and a cast there, each of them an operation that Python has to start. Here a
 layer is about ten of them: products with the weights that single tokens use as well, and the fused
 operations of `ops.prompt` between them. Of the last layer only what the last token needs is made.
-Shapes: B prompts, T tokens, N = B * T, D d_model, H heads, G key-value or key heads, K head_dim,
-        V value width of a head, S slots.
+A mixer that has no such form is called as it is.
+Shapes: B prompts, T tokens, N = B * T, D d_model.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep
-from mixlab.infer.decoding.gated_delta import DeltaCache, GatedDeltaNetStep
-from mixlab.infer.decoding.key_values import KeyValueCache
-from mixlab.infer.decoding.steps import ChannelStep, SequenceStep
+from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
+from mixlab.infer.decoding.prefill import rounded
+from mixlab.infer.decoding.prompt_mixers import AttentionPrompt, DeltaPrompt, MLPPrompt, Place
+from mixlab.infer.decoding.steps import ChannelStep, RowCache, SequenceStep
 from mixlab.nn.language_model import LanguageModel
-from mixlab.nn.rotary import RotaryAngles
-from mixlab.ops.attention import attention
-from mixlab.ops.gated_delta_rule import gated_delta_rule, launch, usable_backends
+from mixlab.nn.norm import RMSNorm
+from mixlab.ops.dtypes import at_least_float32
 from mixlab.ops.gated_delta_rule.kernels import TRITON
-from mixlab.ops.prompt import DeltaLayout, add_and_norm, delta_inputs, gate, place_heads
-from mixlab.ops.rope import RopeTable
-from mixlab.ops.swiglu import gated_product
+from mixlab.ops.prompt import add_and_norm
 
-WIDTHS = (16, 32, 64, 128, 256)
-"""Heads that the kernels take: powers of two, which Triton's tiles are."""
 TOKENS_AT_ONCE = 65_536
 """Prompts beyond so many tokens are read a few at a time: a bound on the memory of activations."""
-
-
-class Place(NamedTuple):
-    """Which rows of the caches prompts go to, and what they are."""
-
-    row: int
-    n_rows: int  # B
-    n_tokens: int  # T
-    n_before: int  # that others have left there at most
-    last_only: bool  # of the outputs, those of the last tokens alone
-
-
-class AttentionPrompt:
-    """Whole prompts through softmax attention."""
-
-    def __init__(self, step: AttentionStep) -> None:
-        self._step = step
-        cfg = step.cfg
-        self._angles: RotaryAngles | None = None
-        if cfg.rope_dim:
-            device = step.empty.device
-            self._angles = RotaryAngles(cfg.rope_dim, cfg.rope_theta).to(device)
-
-    @staticmethod
-    def fits(step: AttentionStep) -> bool:
-        return step.cfg.qk_norm != "full" and step.cfg.head_dim in WIDTHS
-
-    def __call__(self, h: Tensor, cache: KeyValueCache, to: Place) -> Tensor:
-        """(N, D) of unit length to what is added to the stream, (N, D) or (B, D)."""
-        step, cfg = self._step, self._step.cfg
-        heads = step.projection.product(h).view(to.n_rows, to.n_tokens, -1, cfg.head_dim)
-        q = heads.new_empty(to.n_rows, to.n_tokens, cfg.n_heads, cfg.head_dim)
-        kv = cache.room(to.row, to.n_rows, to.n_tokens, to.n_before)  # (2, B, G, T, K)
-        n_qkv = step.n_qk + cfg.kv_heads
-        scale = step.qk_scale
-        table = self._table(to.n_tokens)
-        place_heads(heads[:, :, :n_qkv], q, kv, table, scale, cfg.norm_eps)
-        if to.last_only:
-            q, heads = q[:, -1:], heads[:, -1:]
-        k, v = (part.transpose(1, 2) for part in kv)  # (B, T, G, K)
-        o = attention(
-            q=q, k=k, v=v, scale=1.0, window=cfg.window, backend=cfg.portable().backend
-        )  # (B, T, H, K)
-        cache.settle(kv, to.row)
-        o = o.reshape(-1, cfg.n_heads, cfg.head_dim)
-        by = heads[:, :, n_qkv:].view(len(o), -1) if cfg.output_gate else None
-        return step.output(o.flatten(1) if by is None else gate(o, by, "sigmoid", eps=None))
-
-    def _table(self, n_tokens: int) -> RopeTable | None:
-        if self._angles is None:
-            return None
-        self._angles.grow(n_tokens)
-        return RopeTable(self._angles.cos[:n_tokens], self._angles.sin[:n_tokens])
-
-
-class DeltaPrompt:
-    """Whole prompts through Gated DeltaNet."""
-
-    def __init__(self, step: GatedDeltaNetStep) -> None:
-        self._step = step
-        cfg = step.cfg
-        starts = dict(zip(step.widths, _starts(step.widths.values()), strict=True))
-        self._layout = DeltaLayout(
-            cfg.n_heads, cfg.head_dim, cfg.v_heads, cfg.v_dim, starts["b"], starts.get("a")
-        )
-        self._gate_at = starts.get("g")
-        taps = step.taps
-        self._taps = step.wide.new_ones(1, cfg.conv_channels) if taps is None else taps
-        self._b_max = 2.0 if cfg.allow_neg_eigval else 1.0
-
-    @staticmethod
-    def fits(step: GatedDeltaNetStep) -> bool:
-        cfg, device = step.cfg, step.order.device
-        if cfg.backend not in ("auto", "triton", "fla", "flash_qla"):  # asked for by name
-            return False
-        if device.type != "cuda":
-            return True
-        usable = usable_backends(device, step.dtype, k_dim=cfg.head_dim, v_dim=cfg.v_dim)
-        return "triton" in usable and {cfg.head_dim, cfg.v_dim} <= set(WIDTHS)
-
-    def __call__(self, h: Tensor, cache: DeltaCache, to: Place) -> Tensor:
-        """As `AttentionPrompt`."""
-        step, cfg = self._step, self._step.cfg
-        x = step.projection.product(h).view(to.n_rows, to.n_tokens, -1)
-        inputs = delta_inputs(x, self._layout, self._taps, step.decay, step.dt_bias, self._b_max)
-        if x.is_cuda:
-            o, memory, *_ = launch.forward(*inputs, None, None, final_state=True)
-        else:
-            o, memory = gated_delta_rule(**inputs._asdict(), state=None, backend="chunked")
-        cache.fill(to.row, self._tail(x), memory)
-        if to.last_only:
-            o, x = o[:, -1:], x[:, -1:]
-        by = None
-        if self._gate_at is not None:
-            end = self._gate_at + cfg.v_heads * cfg.v_dim
-            by = x[..., self._gate_at : end].flatten(0, 1)
-        o = o.reshape(-1, cfg.v_heads, cfg.v_dim)
-        return step.output(gate(o, by, "silu", eps=cfg.norm_eps))
-
-    def _tail(self, x: Tensor) -> Tensor:
-        """(B, W - 1, C), the last inputs of the convolution, zeros where there are none."""
-        n_tail = len(self._taps) - 1
-        tail = x[:, max(0, x.shape[1] - n_tail) :, : self._layout.n_channels]
-        return F.pad(tail, (0, 0, n_tail - tail.shape[1], 0)) if tail.shape[1] < n_tail else tail
-
-
-class MLPPrompt:
-    """Whole prompts through SwiGLU."""
-
-    def __init__(self, step: MLPStep) -> None:
-        self._step = step
-
-    @staticmethod
-    def fits(step: MLPStep) -> bool:
-        return True
-
-    def __call__(self, h: Tensor) -> Tensor:
-        return self._step.output(gated_product(h, self._step.projection.product.weight))
-
-
 SEQUENCES: dict[type, Any] = {AttentionStep: AttentionPrompt, GatedDeltaNetStep: DeltaPrompt}
 CHANNELS: dict[type, Any] = {MLPStep: MLPPrompt}
 """The steps that have a form for whole prompts."""
+
+
+class OwnForm:
+    """A mixer as it is, behind the weight of its norm."""
+
+    def __init__(self, mixer: nn.Module, norm: RMSNorm, dtype: torch.dtype) -> None:
+        self._norm, self._dtype = norm, dtype
+        self._mixer = rounded(mixer, dtype).eval()
+
+    def _casting(self, h: Tensor) -> AbstractContextManager[None]:
+        is_half = self._dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(h.device.type, dtype=self._dtype, enabled=is_half)
+
+
+class OwnSequence(OwnForm):
+    """Whole prompts through any sequence mixer."""
+
+    def __call__(self, h: Tensor, cache: RowCache, to: Place) -> Tensor:
+        """(N, D) of unit length to what is added to the stream, (N, D) or (B, D)."""
+        x = (h * self._norm.weight).view(to.n_rows, to.n_tokens, -1)
+        state = self._mixer.initial_state(to.n_rows, h.device, self._dtype)
+        with self._casting(h):
+            y, state = self._mixer(x, state)
+        cache.put(to.row, state, to.n_before)
+        return y[:, -1] if to.last_only else y.flatten(0, 1)
+
+
+class OwnChannel(OwnForm):
+    """Whole prompts through any channel mixer."""
+
+    def __call__(self, h: Tensor) -> Tensor:
+        with self._casting(h):
+            return self._mixer((h * self._norm.weight)[None]).y[0]
 
 
 class Prompts:
@@ -166,23 +76,23 @@ class Prompts:
 
     def __init__(self, model: LanguageModel, blocks: Sequence[Any], dtype: torch.dtype) -> None:
         """`blocks` have a `sequence` and a `channel` step each."""
-        self._model, self._dtype = model, dtype
-        self._eps = [(b.sequence_norm.eps, b.channel_norm.eps) for b in model.blocks]
-        self._parts = [
-            (SEQUENCES[type(b.sequence)](b.sequence), CHANNELS[type(b.channel)](b.channel))
-            for b in blocks
-        ]
+        self._model = model
+        self._layers: list[tuple[_Half, _Half]] = []
+        for own, block in zip(model.blocks, blocks, strict=True):
+            sequence, channel = _form(SEQUENCES, block.sequence), _form(CHANNELS, block.channel)
+            if sequence is None:
+                sequence = OwnSequence(own.sequence_mixer, own.sequence_norm, dtype)
+            if channel is None:
+                channel = OwnChannel(own.channel_mixer, own.channel_norm, dtype)
+            halves = (sequence, own.sequence_norm), (channel, own.channel_norm)
+            self._layers.append(tuple(_Half(part, norm.eps, dtype) for part, norm in halves))
 
     @staticmethod
-    def fits(model: LanguageModel, blocks: Sequence[Any], dtype: torch.dtype) -> bool:
-        """Whether every layer has such a form, and kernels that run here."""
-        device = model.embed_tokens.weight.device
-        if model.recursion is not None or not _is_served(device, dtype):
-            return False
-        return all(
-            _has_form(SEQUENCES, block.sequence) and _has_form(CHANNELS, block.channel)
-            for block in blocks
-        )
+    def fits(model: LanguageModel, dtype: torch.dtype) -> bool:
+        """Whether kernels run here, and every layer runs once."""
+        is_half = dtype in (torch.bfloat16, torch.float16)
+        is_served = model.embed_tokens.weight.is_cuda and is_half and TRITON is not None
+        return is_served and model.recursion is None
 
     def __call__(self, tokens: Tensor, caches: Sequence[Any], row: int, n_before: int) -> Tensor:
         """(B, T) tokens into rows from this one on; the stream (B, D) behind the last of each."""
@@ -201,29 +111,29 @@ class Prompts:
         if self._model.cfg.scale_embeddings:
             x = x * self._model.cfg.d_model**0.5
         y: Tensor | None = None
-        last = len(self._parts) - 1
-        for i, (sequence, channel) in enumerate(self._parts):
-            h = add_and_norm(x, y, self._eps[i][0], self._dtype)
+        last = len(self._layers) - 1
+        for i, (sequence, channel) in enumerate(self._layers):
             to = Place(row, n_rows, n_tokens, n_before, last_only=i == last)
-            y = sequence(h, caches[i], to)
+            y = sequence.part(sequence.normed(x, y), caches[i], to)
             if i == last:
                 x = x.view(n_rows, n_tokens, -1)[:, -1].contiguous()
-            h = add_and_norm(x, y, self._eps[i][1], self._dtype)
-            y = channel(h)
+            y = channel.part(channel.normed(x, y))
         return x + y
 
 
-def _is_served(device: torch.device, dtype: torch.dtype) -> bool:
-    is_half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and is_half and TRITON is not None
+class _Half(NamedTuple):
+    """A mixer with what comes before it."""
+
+    part: Any
+    eps: float
+    dtype: torch.dtype  # of the products
+
+    def normed(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """The stream, to which y is added, by its length; wide for who rounds by himself."""
+        dtype = at_least_float32(x[:0]).dtype if isinstance(self.part, OwnForm) else self.dtype
+        return add_and_norm(x, y, self.eps, dtype)
 
 
-def _has_form(table: dict[type, Any], step: SequenceStep | ChannelStep) -> bool:
-    return type(step) in table and table[type(step)].fits(step)
-
-
-def _starts(widths: Any) -> list[int]:
-    starts = [0]
-    for width in widths:
-        starts.append(starts[-1] + width)
-    return starts[:-1]
+def _form(table: dict[type, Any], step: SequenceStep | ChannelStep) -> Any:
+    kind = table.get(type(step))
+    return kind(step) if kind is not None and kind.fits(step) else None
