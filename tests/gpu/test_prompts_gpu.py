@@ -19,7 +19,15 @@ MIXERS = {
     "more values": DELTA | {"n_v_heads": 4},
     "no convolution": DELTA | {"conv_size": 0},
     "nothing fades": DELTA | {"decay": "none", "output_gate": False},
-}
+    "latent attention": {
+        "kind": "mla", "n_heads": 2, "kv_lora_rank": 32, "qk_nope_head_dim": 32,
+        "qk_rope_head_dim": 32, "v_head_dim": 64,
+    },
+    "experts": ATTENTION,
+}  # fmt: skip
+MLP = {"kind": "mlp", "d_ff": 128}
+EXPERTS = {"kind": "moe", "n_experts": 4, "n_active_experts": 4, "d_expert": 64}
+"""All of them: near ties would send tokens to other ones."""
 
 
 def error(found, want):
@@ -30,7 +38,8 @@ def error(found, want):
 @pytest.mark.parametrize("n_tokens", [1, 3, 200])
 def test_no_further_from_float32_than_the_models_own_pass(name, n_tokens):
     """The prompt's logits, and those of steps from the caches that it left."""
-    cfg = small(MIXERS[name], {"kind": "mlp", "d_ff": 128}, d_model=128, max_seq_len=512)
+    channel = EXPERTS if name == "experts" else MLP
+    cfg = small(MIXERS[name], channel, d_model=128, max_seq_len=512)
     model = roughened(cfg, torch.float32).cuda()
     exact = row_model(model)
     fast, own = (row_model(model, precision=torch.bfloat16) for _ in range(2))
