@@ -142,6 +142,8 @@ def _samples(session: Session, step: int) -> list[dict[str, Any]]:
     for i, prompt in enumerate(prompts):
         ids = tokenizer.encode(prompt)
         room = session.config.model.max_seq_len - len(ids)
+        if room < 1:
+            continue  # a prompt of the config is refused when the run is opened
         tokens = generate_tokens(
             session.model,
             ids,

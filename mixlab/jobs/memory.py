@@ -68,7 +68,10 @@ def fit_memory(config: AnyRunConfig, hardware: Hardware, screen: Screen) -> AnyR
     Raises:
         ConfigError: not even one sequence fits, or weights are to be shared out among ranks.
     """
-    if config.train.memory is None or hardware.device.type != "cuda":
+    if config.train.memory is None:
+        return config
+    if hardware.device.type != "cuda":
+        screen.note(f"train.memory = {config.train.memory}: limits a GPU and does nothing here.")
         return config
     assert isinstance(config, RunConfig), "other kinds of run refuse the setting"
     if config.train.parallel == "fsdp" and hardware.world.size > 1:

@@ -81,7 +81,9 @@ def test_one_sequence_per_update():
 @pytest.mark.parametrize("memory", ["auto", "24"])
 def test_on_a_cpu_everything_stays_as_it_is(tiny_recipe, memory):
     config = load_config(str(tiny_recipe), [f"train.memory={memory}", "train.micro_batch_size=2"])
-    assert fit_memory(config, Hardware(torch.device("cpu"), "fp32"), Quiet()) == config
+    screen = Quiet()
+    assert fit_memory(config, Hardware(torch.device("cpu"), "fp32"), screen) == config
+    assert any("does nothing here" in note for note in screen.notes)
 
 
 def test_micro_batches_and_recomputing_change_no_figure(train_tiny, lab):

@@ -287,6 +287,7 @@ def test_router_is_float32_under_autocast():
         ({"n_active_experts": 1}, r"norm_topk_prob = True: expected false"),
         ({"shared_expert_gate": True}, r"shared_expert_gate = True: expected n_shared_experts"),
         ({"n_active_experts": 0}, r"n_active_experts = 0"),
+        ({"n_experts": 1, "n_active_experts": 1}, r"n_experts = 1: expected at least 2.*kind=mlp"),
         ({"scores": "sigmoids"}, r"Did you mean 'sigmoid'"),
     ],
 )

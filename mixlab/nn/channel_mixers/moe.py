@@ -75,7 +75,13 @@ class MoEConfig(ChannelMixerConfig):
             raise Rule(
                 "n_active_experts", self.n_active_experts, f"at most n_experts = {self.n_experts}"
             )
-        if self.norm_topk_prob and self.n_active_experts == 1 < self.n_experts:
+        if self.n_experts == 1 and self.scores == "softmax":
+            raise Rule(
+                "n_experts", 1, "at least 2: a softmax over one expert is always 1, so nothing "
+                "would train the router",
+                "Take channel_mixer.kind=mlp for a single one.",
+            )  # fmt: skip
+        if self.norm_topk_prob and self.n_active_experts == 1:
             raise Rule(
                 "norm_topk_prob", True, "false where n_active_experts = 1",
                 "One weight divided by itself is always 1, so no task loss would reach the router.",
