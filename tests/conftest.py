@@ -57,8 +57,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One data cache for all tests, so that the tiny corpus is prepared once."""
-    return tmp_path_factory.mktemp("data-cache")
+    """One cache for all tests: the tiny corpus is prepared, and kernels are compiled, once."""
+    own = tmp_path_factory.getbasetemp()
+    # Workers have folders of their own below that of the whole run.
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ import pytest
 import typer.main
 from pydantic_core import PydanticUndefined
 from screens import Quiet
+from spared import PICTURES, RATE
 from tiny_text import write_corpus
 
 from mixlab.checks import CHECKS
@@ -136,7 +137,7 @@ def page_text(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def readers_folder(shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The recipes of the pages as files, some text, and a finished run under runs/quickstart."""
     folder = tmp_path_factory.mktemp("reader")
     for block in BLOCKS:
@@ -145,8 +146,9 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_corpus(folder / "text")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MIXLAB_CACHE", str(folder / "cache"))
-        patch.setattr("mixlab.jobs.session.measure_matmul_flops", lambda *args: 1e11)
+        patch.setenv("MIXLAB_CACHE", str(shared_cache))
+        for name, stand_in in {**RATE, **PICTURES}.items():
+            patch.setattr(name, stand_in)
         start_run("quickstart", TINY, run_dir=Path("runs/quickstart"), screen=Quiet())
         if any("runs/sudoku-4x4" in b.text for b in BLOCKS if b.test == "run"):
             start_run("sudoku-4x4", TINY_PUZZLES, run_dir=Path("runs/sudoku-4x4"), screen=Quiet())
@@ -461,7 +463,8 @@ def test_a_mixer_can_be_added(tmp_path):
     driver = DRIVER.format(parsed=[words[1:] for words in parsed], commands=run, tests=tests)
     done = subprocess.run(
         [sys.executable, "-c", driver],
-        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -144,8 +144,8 @@ def test_looped_models_pass_at_every_depth_and_exit_rule(name):
     channel = "mlp" if name in ("fixed", "kl_exit") else "moe"
 
     def build():
-        recursion = {"kind": "looped", **LOOPED[name]}
-        return sound_model("attention", channel, n_layers=4, recursion=recursion)
+        recursion = {"kind": "looped", "core_layers": 1, **LOOPED[name]}
+        return sound_model("attention", channel, n_layers=3, recursion=recursion)
 
     passes_all_checks(subject_of(build, seed=0))
 

@@ -37,8 +37,12 @@ def measure(models: dict[str, dict], folder) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
+    """With fewer tokens than users get, which are still more than three windows."""
     folder = tmp_path_factory.mktemp("exports")
-    return measure({name: settings for name, (_, settings) in EXAMPLES.items()}, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "N_TOKENS", 24)
+        patch.setattr(parity, "N_NEW", 6)
+        return measure({name: settings for name, (_, settings) in EXAMPLES.items()}, folder)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

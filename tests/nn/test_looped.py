@@ -49,7 +49,9 @@ def test_no_gradient_and_no_effect_of_later_tokens(settings, loops):
 
 
 @every_call
-@pytest.mark.parametrize("pieces", [[1] * 12, [5, 1, 1, 3, 2]], ids=str)
+@pytest.mark.parametrize(
+    "pieces", [pytest.param([1] * 12, marks=pytest.mark.slow), [5, 1, 1, 3, 2]], ids=str
+)
 def test_decoding_equals_one_call(settings, loops, pieces):
     model = looped_model(**settings)
     x = tokens()
