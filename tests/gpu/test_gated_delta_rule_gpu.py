@@ -106,7 +106,7 @@ def errors(inputs, rule, packing, exact):
         if n != "dlog_a":
             return x.square().mean().sqrt()
         # A difference of such sums, which are exactly alike at a first token without a state.
-        apart = (exact["dk"] * inputs["k"]).sum(-1).square().mean().sqrt()
+        apart = (exact["dv"] * inputs["v"]).sum(-1).square().mean().sqrt()
         return torch.maximum(x.square().mean().sqrt(), apart)
 
     return {

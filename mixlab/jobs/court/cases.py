@@ -55,9 +55,6 @@ def _all_cases(config: RunConfig, hardware: Hardware) -> Iterator[Case]:
 
 
 Size = tuple[torch.dtype, int, int]  # of activations; rows and tokens of one forward pass
-LONG_ROW = 16_384
-"""Tokens of a row from which on FlashQLA, which cuts long rows into parts that run side by side,
-may be worth minutes of compiling; at 1,024 it is no faster than our own kernels."""
 
 
 # --- the short convolution ------------------------------------------------------------------------
@@ -134,7 +131,7 @@ def _delta_rule_case(cfg: GatedDeltaNetConfig, size: Size, device: torch.device)
     dims = delta_rule_dims(cfg)
     return Case(
         "gated_delta_rule", dims, *size, tuple(usable), "recurrent", make, run,
-        slow=() if size[2] >= LONG_ROW and _has_tilelang_cache() else ("flash_qla",),
+        slow=() if _has_tilelang_cache() else ("flash_qla",),
     )  # fmt: skip
 
 

@@ -58,9 +58,6 @@ def attention(
         backend = pick_backend(backend, q, k, v, window, packing)
         if backend == "flash":
             return run_flash(q, k, v, scale, window, packing)
-    if q.is_cuda:
-        # cuDNN's kernels are slower where rows lie apart, as parts of one product do.
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, width)
     if not causal:
         assert window is None and packing is None, "whole rows have neither window nor documents"
