@@ -7,12 +7,14 @@ seed; other rows change nothing but the rounding of a product.
 
 import itertools
 import math
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +32,8 @@ from mixlab.infer.text_stream import TextStream
 
 DEFAULT_SAMPLING = SamplingConfig()
 PROMPT_TOKENS_PER_STEP = 2048
-"""Waiting prompts are read until there are this many; live rows wait no longer than for these."""
-PROMPT_TOKENS_AT_FIRST = 16_384
-"""The same where no row is live, so that nobody waits; a bound on the memory of one call."""
+"""Waiting prompts are read until there are this many; live rows wait no longer than for these.
+Where no row is live, so that nobody waits, the model says how many."""
 
 
 class Vocabulary(Protocol):
@@ -87,7 +88,7 @@ class Event(NamedTuple):
 class _Live:
     """A request in a row."""
 
-    def __init__(self, key: int, request: Request, prompt: list[int], words: Vocabulary) -> None:
+    def __init__(self, key: int, request: Request, prompt: array, words: Vocabulary) -> None:
         self.key, self.request = key, request
         self.n_new, self.last = 0, -1
         self.text = TextStream(words.decode, prompt, request.stop)
@@ -109,7 +110,7 @@ class Engine:
         self._model, self._words = model, words
         self._keys = itertools.count()
         self._rows: list[_Live] = []
-        self._waiting: deque[tuple[int, Request, list[int]]] = deque()
+        self._waiting: deque[tuple[int, Request, array]] = deque()
 
     @property
     def context(self) -> int:
@@ -140,7 +141,7 @@ class Engine:
         self._waiting.append((key, request, prompt))
         return key
 
-    def fit(self, request: Request) -> tuple[list[int], int]:
+    def fit(self, request: Request) -> tuple[array, int]:
         """The tokens that will be read, and how many of the prompt's first ones are left out.
 
         Raises:
@@ -151,17 +152,10 @@ class Engine:
         if request.window and request.max_new_tokens < self.context:
             n_dropped = max(0, n_prompt + int(request.max_new_tokens) - self.context)
         check_room(n_prompt - n_dropped, request.max_new_tokens, self.context)
-        prompt = list(map(int, request.prompt[n_dropped:]))
+        prompt = _known(request.prompt[n_dropped:], self._words.vocab_size)
         if not prompt and self._words.eos_id < 0:
             raise LabError("prompt = '': expected at least one token to continue.")
-        n_ids = self._words.vocab_size
-        if prompt and not 0 <= min(prompt) <= max(prompt) < n_ids:
-            unknown = next(token for token in prompt if not 0 <= token < n_ids)
-            raise LabError(
-                f"prompt with token {unknown}: expected ids from 0 to {n_ids - 1}, which are all "
-                "that the tokenizer has."
-            )
-        return prompt or [self._words.eos_id], n_dropped
+        return prompt or array("q", [self._words.eos_id]), n_dropped
 
     def remove(self, key: int) -> bool:
         """Forget a request, waiting or live; whether there was one."""
@@ -189,7 +183,7 @@ class Engine:
         """Read waiting prompts, those of one length together."""
         events: list[Event] = []
         n_read = 0
-        most = PROMPT_TOKENS_PER_STEP if self._rows else PROMPT_TOKENS_AT_FIRST
+        most = PROMPT_TOKENS_PER_STEP if self._rows else self._model.prompt_tokens
         while self._waiting and len(self._rows) < self.max_rows:
             group = [self._enter()]
             n_tokens = len(group[0][1])
@@ -205,11 +199,11 @@ class Engine:
                 break
         return events
 
-    def _enter(self) -> tuple[_Live, list[int]]:
+    def _enter(self) -> tuple[_Live, array]:
         key, request, prompt = self._waiting.popleft()
         return _Live(key, request, prompt, self._words), prompt
 
-    def _fits_beside(self, group: list[tuple[_Live, list[int]]], n_left: int) -> bool:
+    def _fits_beside(self, group: list[tuple[_Live, array]], n_left: int) -> bool:
         """Whether the next waiting prompt can be read with the group: a row, length and budget."""
         if not self._waiting or len(self._rows) + len(group) >= self.max_rows:
             return False
@@ -322,6 +316,23 @@ def check_room(n_prompt: int, max_new_tokens: int, context: int) -> None:
             f"model.max_seq_len = {context} together. Shorten the prompt or ask for at most "
             f"{room} tokens."
         )
+
+
+def _known(tokens: Sequence[int], n_ids: int) -> array:
+    """The tokens, if all are ids of the tokenizer; without work in Python for each of them."""
+    try:
+        ids = array("q", tokens)
+    except OverflowError:  # larger than any id
+        ids = None
+    if ids is not None:
+        seen = np.frombuffer(ids, dtype=np.int64) if ids else np.zeros(1)
+        if seen.min() >= 0 and seen.max() < n_ids:
+            return ids
+    unknown = next(token for token in tokens if not 0 <= token < n_ids)
+    raise LabError(
+        f"prompt with token {unknown}: expected ids from 0 to {n_ids - 1}, which are all that the "
+        "tokenizer has."
+    )
 
 
 def _check_numbers(request: Request) -> None:

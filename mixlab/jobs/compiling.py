@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from mixlab.jobs.cache import cache_dir
+from mixlab.core.cache import cache_dir
 from mixlab.nn.language_model import LanguageModel
 
 GRAPHS_PER_FUNCTION = 64

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from mixlab.core import units
+from mixlab.core.cache import cache_dir
 from mixlab.core.provenance import cpu_model, memory_bytes, n_usable_cores
-from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.device import is_bf16_fast, measure_matmul_flops
 from mixlab.ops.gated_delta_rule import usable_backends
 from mixlab.ops.gated_delta_rule.kernels import INSTALLED, TRITON, hopper_trap, obstacle

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from mixlab.core.cache import cache_dir
 from mixlab.core.errors import ConfigError
-from mixlab.core.provenance import memory_bytes
+from mixlab.core.provenance import memory_bytes, n_usable_cores
 from mixlab.core.run_dir import RunDir
 from mixlab.core.units import count, size
 from mixlab.data.context import context_figures
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData, prepare
 from mixlab.evals.language_modelling import evaluate
-from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.compiling import compile_blocks
 from mixlab.jobs.config import RunConfig
 from mixlab.jobs.court.preferences import loss_backend, prefer_kernels
@@ -203,6 +203,12 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         notes.append(
             f"train.schedule.warmup_steps = {warmup} is longer than the run of {n_steps} steps: "
             "the learning rate never reaches its peak."
+        )
+    n_cores = n_usable_cores() or 1
+    if (config.train.threads or 1) > n_cores and hardware.device.type == "cpu":
+        notes.append(
+            f"train.threads = {config.train.threads}: only {n_cores} cores may be used here, so "
+            "threads will wait for each other."
         )
     if config.sample.max_new_tokens >= config.model.max_seq_len:
         notes.append(

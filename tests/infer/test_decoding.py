@@ -11,11 +11,26 @@ from mixlab.infer.decoding.row_model import FusedRows, PlainRows, row_model
 from mixlab.infer.decoding.rows import RopeTables, Rows
 from mixlab.infer.decoding.static import StaticStep
 from mixlab.nn.recursion.loop_pass import Loops
+from mixlab.ops.few_rows import obstacle
 
 RECIPES = shrunk_models()
 KINDS = ["attention-mlp", "hybrid-sparse", "looped-lm", "moe"]
 """Recipes that have every kind of mixer between them."""
 PROMPTS = [[5, 6, 7], [1, 2, 3, 4] * 10, [9]]
+
+
+BACKENDS = ["torch", "kernels"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return or_skip(request.param)
+
+
+def or_skip(backend):
+    if backend == "kernels" and (reason := obstacle(torch.float64)):
+        pytest.skip(reason)
+    return backend
 
 
 def draw(n, seed=0):
@@ -36,33 +51,37 @@ def assert_follows(model, rows, texts, n_steps=3):
         found = rows.step(tokens)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_rows_of_different_lengths_are_as_if_alone(name):
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "kernels") for name in RECIPES] + [(name, "torch") for name in KINDS],
+)
+def test_rows_of_different_lengths_are_as_if_alone(name, backend):
     model = roughened(RECIPES[name])
-    assert_follows(model, row_model(model), PROMPTS)
+    assert_follows(model, row_model(model, backend=or_skip(backend)), PROMPTS)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_rows_of_one_length(name):
+def test_rows_of_one_length(name, backend):
     model = roughened(RECIPES[name])
-    assert_follows(model, row_model(model), [draw(4, 1), draw(4, 2)], n_steps=3)
+    rows = row_model(model, backend=backend)
+    assert_follows(model, rows, [draw(4, 1), draw(4, 2)], n_steps=3)
 
 
 @pytest.mark.parametrize("case", cases(SEQUENCE), ids=" ".join)
-def test_every_variant_of_a_sequence_mixer(case):
+def test_every_variant_of_a_sequence_mixer(case, backend):
     kind, variant = case
     if kind == "token_mlp":
         pytest.skip("not causal, so it cannot write")
     model = roughened(small({"kind": kind, **SEQUENCE[kind][variant]}))
-    assert_follows(model, row_model(model), PROMPTS, n_steps=4)
+    assert_follows(model, row_model(model, backend=backend), PROMPTS, n_steps=4)
 
 
 @pytest.mark.parametrize("case", cases(CHANNEL), ids=" ".join)
-def test_every_variant_of_a_channel_mixer(case):
+def test_every_variant_of_a_channel_mixer(case, backend):
     kind, variant = case
     attention = {"kind": "attention", **SEQUENCE["attention"]["plain"]}
     model = roughened(small(attention, {"kind": kind, **CHANNEL[kind][variant]}))
-    assert_follows(model, row_model(model), PROMPTS, n_steps=4)
+    assert_follows(model, row_model(model, backend=backend), PROMPTS, n_steps=4)
 
 
 @pytest.mark.parametrize(
@@ -191,10 +210,9 @@ def test_experts_by_their_definition_run_as_they_are():
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.usefixtures("either_cache")
-def test_a_row_takes_the_place_of_another(name):
+def test_a_row_takes_the_place_of_another(name, any_cache):
     model = roughened(RECIPES[name])
-    rows = row_model(model)
+    rows = row_model(model, backend=any_cache)
     texts = [list(text) for text in PROMPTS]
     for i, text in enumerate(texts):
         rows.read(i, [text])[0]
@@ -212,47 +230,56 @@ def spoil(rows, row, n_tokens):
         for cache in rows._caches:
             if isinstance(cache, key_values.ColumnCache):
                 cache.k[row, :, :n_tokens] = cache.v[row, :, :, :n_tokens] = torch.nan
+            elif isinstance(cache, key_values.PanelCache):
+                cache.k[row] = cache.v[row] = torch.nan
             else:
                 cache.kv[:, row, :, :n_tokens] = torch.nan
 
 
 def is_clean(rows):
-    """Whether everything that is kept is finite: a recorded step sees all slots."""
+    """Whether everything is finite that a step may see; a recorded one sees all slots."""
+    if rows.form.backend == "kernels":  # each row sees its own slots
+        return True
     kept = [part for cache in rows._caches for part in vars(cache).values()]
     return all(part.isfinite().all() for part in kept if isinstance(part, torch.Tensor))
 
 
-@pytest.fixture(params=["ColumnCache", "KeyValueCache"])
-def either_cache(request, monkeypatch):
-    """Of a CPU, and of a GPU."""
+@pytest.fixture(params=["PanelCache", "ColumnCache", "KeyValueCache"])
+def any_cache(request, monkeypatch):
+    """Of a CPU with and without kernels, and of a GPU; the backend that takes it."""
+    if request.param == "PanelCache":
+        return or_skip("kernels")
     monkeypatch.setattr(attention, "ColumnCache", getattr(key_values, request.param))
+    return "torch"
 
 
-@pytest.mark.usefixtures("either_cache")
-def test_a_row_of_nan_does_not_outlive_its_text():
+def test_a_row_of_nan_does_not_outlive_its_text(any_cache):
     """0 * NaN is NaN, so what a mask hides must not be a NaN."""
     model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
-    rows = row_model(model)
+    rows = row_model(model, backend=any_cache)
     rows.read(0, [[1] * 20])
     rows.read(1, [[2] * 3])
     spoil(rows, 0, 20)
     rows.read(0, [[3, 4]])
     found = rows.step([5, 6])
-    torch.testing.assert_close(found[0], logits_after(model, [3, 4, 5]), rtol=1e-9, atol=1e-9)
+    texts = [[3, 4, 5], [2, 2, 2, 6]]
+    want = torch.stack([logits_after(model, text) for text in texts])
+    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-9)
     assert is_clean(rows)
 
 
-@pytest.mark.usefixtures("either_cache")
-def test_no_nan_is_left_where_rows_have_moved():
+def test_no_nan_is_left_where_rows_have_moved(any_cache):
     model = roughened(small({"kind": "attention", **SEQUENCE["attention"]["plain"]}))
-    rows = row_model(model)
+    rows = row_model(model, backend=any_cache)
     for row, n_tokens in enumerate([30, 5, 3]):
         rows.read(row, [[1] * n_tokens])
     rows.step([1, 1, 1])
     spoil(rows, 0, 31)
     rows.move(2, 0)  # the longest text has gone; its slots are not all taken
-    rows.step([1, 1])
+    want = torch.stack([logits_after(model, text) for text in ([1] * 5, [1] * 7)])
+    torch.testing.assert_close(rows.step([1, 1]), want, rtol=1e-9, atol=1e-9)
     rows.read(0, [[3, 4]])
+    assert rows.step([1, 1]).isfinite().all()
     assert is_clean(rows)
 
 
@@ -260,7 +287,8 @@ def test_no_nan_is_left_where_rows_have_moved():
 def test_the_form_that_a_graph_records_is_the_same(name, monkeypatch):
     """Fixed places, rows rounded up, all slots: as on a GPU, here without recording."""
     model = roughened(RECIPES[name])
-    rows = row_model(model, loops=None if model.recursion is None else Loops())
+    loops = None if model.recursion is None else Loops()
+    rows = row_model(model, loops=loops, backend="torch")
     monkeypatch.setattr(attention, "ColumnCache", key_values.KeyValueCache)
     monkeypatch.setattr(key_values, "attend", key_values.attend_by_products)
     monkeypatch.setattr(latent, "attend", key_values.attend_by_products)
@@ -326,7 +354,7 @@ def test_values_have_few_slots_to_spare():
     """Their rows follow each other closely, and are seldom copied."""
     mixer = {"kind": "attention", **SEQUENCE["attention"]["grouped"]}
     model = roughened(small(mixer, max_seq_len=700))
-    rows = row_model(model)
+    rows = row_model(model, backend="torch")
     text = draw(300)
     rows.read(0, [text])
     room = []
@@ -341,27 +369,31 @@ def test_values_have_few_slots_to_spare():
 
 
 @pytest.mark.parametrize("window", [1, 3, 64])
-def test_a_window_holds_no_more_than_the_window(window):
+def test_a_window_holds_no_more_than_the_window(window, backend):
     mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"], "window": window}
     model = roughened(small(mixer, max_seq_len=600))
-    rows = row_model(model)
+    rows = row_model(model, backend=backend)
     rows.read(0, [draw(50)])
     for token in draw(30):
         rows.step([token])
-    assert all(cache.k.shape[2] <= max(window, 1) for cache in rows._caches)
-    assert all(cache.v.shape[3] <= max(window, 1) for cache in rows._caches)
+    for cache in rows._caches:
+        if backend == "torch":
+            assert max(cache.k.shape[2], cache.v.shape[3]) <= window
+        else:  # keys in whole panels
+            assert cache.v.shape[2] <= window
+            assert cache.k.shape[2] == -(-cache.v.shape[2] // cache.k.shape[4])
     want = logits_after(model, [*draw(50), *draw(30), 7])
     torch.testing.assert_close(rows.step([7])[0], want, rtol=1e-9, atol=1e-9)
 
 
-def test_caches_grow_by_doubling():
+def test_caches_grow_by_doubling(backend):
     """Tokens cost no copy of everything before them, except a few times."""
     mixer = {"kind": "attention", **SEQUENCE["attention"]["plain"]}
-    rows = row_model(roughened(small(mixer, max_seq_len=2000)))
+    rows = row_model(roughened(small(mixer, max_seq_len=2000)), backend=backend)
     room = []
     for n_tokens in range(1, 2001):
         rows.reserve(1, n_tokens)
-        room.append(rows._caches[0].k.shape[2])
+        room.append((rows._caches[0].k if backend == "torch" else rows._caches[0].v).shape[2])
     assert sorted(set(room)) == [256, 512, 1024, 2000]
     assert all(n_slots >= n for n, n_slots in enumerate(room, start=1))
 

@@ -29,6 +29,8 @@ BOOM = "!"
 class Alphabet:
     """After a letter comes the next one, for certain; `a` follows `z` and all else."""
 
+    prompt_tokens = 16_384
+
     def __init__(self, context: int = 64, step_s: float = 0.0) -> None:
         self.context, self.step_s = context, step_s
         self.next_of = torch.full((TOKENIZER.vocab_size,), TOKENIZER.encode("a")[0])

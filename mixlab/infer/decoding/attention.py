@@ -9,9 +9,10 @@ Shapes: B rows, S slots, H query heads, G key-value heads, K head_dim.
 import torch
 from torch import Tensor
 
-from mixlab.infer.decoding.key_values import ColumnCache, KeyValueCache
+from mixlab.infer.decoding.key_values import ColumnCache, KeyValueCache, PanelCache
 from mixlab.infer.decoding.rows import Rows, pair_order, turn
 from mixlab.infer.decoding.steps import (
+    Form,
     Projection,
     SequenceStep,
     Unit,
@@ -21,12 +22,13 @@ from mixlab.infer.decoding.steps import (
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers.attention import Attention
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.few_rows import AttentionKernel
 
 
 class AttentionStep(SequenceStep):
     """The projections as one product, norm and turn of queries and keys together."""
 
-    def __init__(self, mixer: Attention, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, mixer: Attention, norm: RMSNorm, form: Form) -> None:
         cfg = self.cfg = mixer.cfg
         device = norm.weight.device
         self.n_qk = cfg.n_heads + cfg.kv_heads
@@ -60,9 +62,16 @@ class AttentionStep(SequenceStep):
             else:
                 self.units = [Unit(len(w), cfg.norm_eps, norm.weight) for w in weights]
             self.qk_scale = (torch.cat(weights)[order] * scale).view(self.n_qk, -1)  # (H + G, K)
-        self.projection = Projection(norm, weight, bias, dtype)
-        self.output = output(mixer.o_proj, dtype)
-        self.empty = norm.weight.detach().new_empty(0, dtype=dtype)
+        self.projection = Projection(norm, weight, bias, form)
+        self.output = output(mixer.o_proj, form)
+        self.empty = norm.weight.detach().new_empty(0, dtype=form.dtype)
+        self.kernel: AttentionKernel | None = None
+        if form.has_kernels:
+            self.kernel = AttentionKernel(
+                self.empty, n_heads=cfg.n_heads, n_kv_heads=cfg.kv_heads, head_dim=cfg.head_dim,
+                rope_dim=cfg.rope_dim, window=cfg.window, scale=self.qk_scale,
+                norms_all=cfg.qk_norm != "head", eps=cfg.norm_eps, gated=cfg.output_gate,
+            )  # fmt: skip
 
     @property
     def _n_heads(self) -> tuple[int, int]:
@@ -76,18 +85,26 @@ class AttentionStep(SequenceStep):
 
     def new_cache(self) -> KeyValueCache:
         cfg = self.cfg
+        settings = self.empty, cfg.kv_heads, cfg.head_dim, cfg.window, self.order
+        if self.kernel is not None:
+            return PanelCache(*settings, panel=self.kernel.panel)
         kind = ColumnCache if self.empty.device.type == "cpu" else KeyValueCache
-        return kind(self.empty, cfg.kv_heads, cfg.head_dim, cfg.window, self.order)
+        return kind(*settings)
 
     def __call__(self, x: Tensor, cache: KeyValueCache, rows: Rows) -> Tensor:
         cfg, n_rows = self.cfg, len(rows)
         heads = self.projection(x).view(n_rows, -1, cfg.head_dim)  # (B, H + 2G or 2H + 2G, K)
+        if self.kernel is not None:
+            assert isinstance(cache, PanelCache)
+            angles = self._angles(rows)
+            o = self.kernel(heads, angles, rows.n_seen, rows.n_keys, cache.k, cache.v)
+            return self.output.add_to(x, o)
         qk = heads[:, : self.n_qk]
         if self.qk_scale is not None:
             self._normalize(qk)
-        if cfg.rope_dim:
-            wide = self.projection.wide
-            turn(qk, rows.rotation(cfg.rope_dim, cfg.rope_theta, wide))
+        angles = self._angles(rows)
+        if angles is not None:
+            turn(qk, angles)
         last = self.n_qk + cfg.kv_heads
         q, kv, gate = heads.tensor_split([cfg.n_heads, last], dim=1)
         cache.add(kv.view(n_rows, 2, cfg.kv_heads, cfg.head_dim), rows)
@@ -95,6 +112,13 @@ class AttentionStep(SequenceStep):
         if cfg.output_gate:
             o = o * gate.flatten(1).sigmoid()
         return self.output.add_to(x, o)
+
+    def _angles(self, rows: Rows) -> Tensor | None:
+        """By which queries and keys turn."""
+        cfg = self.cfg
+        if not cfg.rope_dim:
+            return None
+        return rows.rotation(cfg.rope_dim, cfg.rope_theta, self.projection.wide)
 
     def _normalize(self, qk: Tensor) -> None:
         """Queries and keys (B, H + G, K) to unit length times their weights, in place."""

@@ -6,12 +6,15 @@ Shapes: B rows, G key heads, R value heads per key head, K head_dim, V value wid
         W taps, C channels of the convolution.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.infer.decoding.rows import Rows
 from mixlab.infer.decoding.steps import (
+    Form,
     Projection,
     RowCache,
     SequenceStep,
@@ -23,7 +26,11 @@ from mixlab.infer.decoding.steps import (
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet, GatedDeltaNetState
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.few_rows import DeltaRuleKernel
 from mixlab.ops.gated_delta_rule.l2_norm import EPS
+
+ALIGNED = 16
+"""Numbers at a multiple of which a GPU likes rows of a product to begin."""
 
 
 class DeltaCache(RowCache):
@@ -39,12 +46,17 @@ class DeltaCache(RowCache):
             self.memory = grown(self.memory, (n_rows, *self.memory.shape[1:]))
 
     def put(self, row: int, state: GatedDeltaNetState, n_before: int) -> None:
-        rows = slice(row, row + len(state.memory))
-        self.tail[rows] = state.tail[..., self._order]
-        grouped = state.memory.unflatten(1, (self.memory.shape[1], -1))  # (B, G, R, K, V)
+        self.fill(row, state.tail[..., self._order], state.memory)
+
+    def fill(self, row: int, tail: Tensor, memory: Tensor) -> None:
+        """Let rows from this one on have a tail (B, W - 1, C) in the order of this cache, and
+        memories (B, H, K, V) in that of the mixer."""
+        rows = slice(row, row + len(memory))
+        self.tail[rows] = tail
+        grouped = memory.unflatten(1, (self.memory.shape[1], -1))  # (B, G, R, K, V)
         self.memory[rows] = grouped.transpose(2, 3).flatten(3)
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
         self.tail[target] = self.tail[source]
         self.memory[target] = self.memory[source]
 
@@ -62,20 +74,26 @@ class DeltaCache(RowCache):
 class GatedDeltaNetStep(SequenceStep):
     """All projections as one product; query and key of a head beside each other."""
 
-    def __init__(self, mixer: GatedDeltaNet, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, mixer: GatedDeltaNet, norm: RMSNorm, form: Form) -> None:
         cfg = self.cfg = mixer.cfg
         self.order = _query_beside_key(mixer).to(norm.weight.device)  # (C,)
-        self.widths = [cfg.conv_channels, cfg.v_heads]  # q, k, v | b | a | g
-        parts: list[nn.Linear] = [mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.b_proj]
-        if mixer.a_proj is not None:
-            parts.append(mixer.a_proj)
-            self.widths.append(cfg.v_heads)
+        parts: list[nn.Linear] = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
+        self.widths = {"qkv": cfg.conv_channels}
         if mixer.g_proj is not None:
             parts.append(mixer.g_proj)
-            self.widths.append(cfg.v_heads * cfg.v_dim)
+            self.widths["g"] = cfg.v_heads * cfg.v_dim
+        parts.append(mixer.b_proj)
+        self.widths["b"] = cfg.v_heads
+        if mixer.a_proj is not None:
+            parts.append(mixer.a_proj)
+            self.widths["a"] = cfg.v_heads
         weight, bias = fused(norm, parts)
         weight[: len(self.order)] = weight[self.order]
-        self.projection = Projection(norm, weight, bias, dtype)
+        assert bias is None, "none of these maps has one"
+        if weight.is_cuda and len(weight) % ALIGNED:  # what begins elsewhere is multiplied slower
+            self.widths["unused"] = -len(weight) % ALIGNED
+            weight = nn.functional.pad(weight, (0, 0, 0, self.widths["unused"]))
+        self.projection = Projection(norm, weight, bias, form)
         self.decay = self.dt_bias = None
         if mixer.a_proj is not None:
             self.decay = -at_least_float32(mixer.A_log.detach()).exp()  # (H,)
@@ -90,8 +108,16 @@ class GatedDeltaNetStep(SequenceStep):
         self.stretch, self.offset = stretch, stretch * EPS
         self.unit = Unit(cfg.v_dim, cfg.norm_eps, wide)
         scale = mixer.o_norm.weight.detach().repeat(cfg.v_heads)
-        self.output = output(mixer.o_proj, dtype, scale)
-        self.dtype, self.wide = dtype, wide[:0]
+        self.output = output(mixer.o_proj, form, scale)
+        self.dtype, self.wide = form.dtype, wide[:0]
+        self.kernel: DeltaRuleKernel | None = None
+        if form.has_kernels:
+            self.kernel = DeltaRuleKernel(
+                self.wide, n_heads=cfg.n_heads, v_heads=cfg.v_heads, head_dim=cfg.head_dim,
+                v_dim=cfg.v_dim, taps=self.taps, decay=self.decay, dt_bias=self.dt_bias,
+                length_eps=EPS, norm_eps=cfg.norm_eps, gated=cfg.output_gate,
+                doubled=cfg.allow_neg_eigval, places=self._places(),
+            )  # fmt: skip
 
     @staticmethod
     def fits(mixer: GatedDeltaNet) -> bool:
@@ -108,21 +134,29 @@ class GatedDeltaNetStep(SequenceStep):
 
     def __call__(self, x: Tensor, cache: DeltaCache, rows: Rows) -> Tensor:
         cfg, n_rows = self.cfg, len(rows)
-        qkv, b, *rest = self.projection(x).split(self.widths, dim=-1)
-        qkv = at_least_float32(self._convolve(qkv, cache.tail[:n_rows]))
+        if self.kernel is not None:
+            return self.output.add_to(x, self.kernel(self.projection(x), cache.tail, cache.memory))
+        split = self.projection(x).split(list(self.widths.values()), dim=-1)
+        parts = dict(zip(self.widths, split, strict=True))
+        qkv = at_least_float32(self._convolve(parts["qkv"], cache.tail[:n_rows]))
         qk, v = qkv.split([2 * cfg.n_heads * cfg.head_dim, cfg.v_heads * cfg.v_dim], dim=-1)
         qk = qk.view(n_rows, cfg.n_heads, 2, cfg.head_dim)
         lengths = torch.addcmul(self.offset, torch.linalg.vecdot(qk, qk), self.stretch)
         qk = qk * lengths.rsqrt_()[..., None]  # (B, G, 2, K)
         v = v.view(n_rows, cfg.n_heads, -1, cfg.v_dim)  # (B, G, R, V)
-        b = at_least_float32(b).sigmoid().view(*v.shape[:3], 1)
+        b = at_least_float32(parts["b"]).sigmoid().view(*v.shape[:3], 1)
         if cfg.allow_neg_eigval:
             b = 2 * b
-        o = self._recall(qk, v, b, self._decay(rest, v), cache.memory[:n_rows])
+        o = self._recall(qk, v, b, self._decay(parts, v), cache.memory[:n_rows])
         o = self.unit(o)
         if cfg.output_gate:
-            o = o.mul_(F.silu(at_least_float32(rest[-1])).view_as(o))
+            o = o.mul_(F.silu(at_least_float32(parts["g"])).view_as(o))
         return self.output.add_to(x, o.view(n_rows, -1))
+
+    def _places(self) -> dict[str, int]:
+        """Where in a row of the projections each part begins."""
+        ends = itertools.accumulate(self.widths.values())
+        return {name: end - n for (name, n), end in zip(self.widths.items(), ends, strict=True)}
 
     def _convolve(self, qkv: Tensor, tail: Tensor) -> Tensor:
         """(B, C) through the taps; the tail (B, W - 1, C) moves on by one."""
@@ -132,11 +166,11 @@ class GatedDeltaNetStep(SequenceStep):
         tail.copy_(window[:, 1:])
         return F.silu((window * self.taps).sum(dim=1), inplace=True)
 
-    def _decay(self, rest: list[Tensor], v: Tensor) -> Tensor | None:
+    def _decay(self, parts: dict[str, Tensor], v: Tensor) -> Tensor | None:
         """(B, G, R, 1) by what the memories fade; None if they do not."""
         if self.decay is None:
             return None
-        dt = F.softplus(at_least_float32(rest[0]) + self.dt_bias)
+        dt = F.softplus(at_least_float32(parts["a"]) + self.dt_bias)
         return (dt * self.decay).exp_().view(*v.shape[:3], 1)
 
     def _recall(self, qk: Tensor, v: Tensor, b: Tensor, a: Tensor | None, memory: Tensor) -> Tensor:

@@ -35,14 +35,37 @@ class KeyValueCache(RowCache):
 
     def put(self, row: int, state: AttentionState, n_before: int) -> None:
         n_rows, n_kept = state.k.shape[:2]
-        places = self.kv[:, row : row + n_rows]
+        places = self._places(row, n_rows, n_kept, n_before)
         for place, kept in zip(places, self._parts(state), strict=True):  # (B, G, S, K)
-            copy_heads(kept.transpose(1, 2), place[:, :, :n_kept])
+            copy_heads(kept.transpose(1, 2), place)
+
+    def room(self, row: int, n_rows: int, n_tokens: int, n_before: int) -> Tensor:
+        """Where keys and values of whole prompts may be written, (2, B, G, T, K).
+
+        `settle` then has to be told.
+        """
+        places = self._places(row, n_rows, self._slots(n_tokens), n_before)
+        if places.shape[3] == n_tokens:
+            return places
+        return places.new_empty(*places.shape[:3], n_tokens, places.shape[4])
+
+    def settle(self, kv: Tensor, row: int) -> None:
+        """Keep what was written to `room`."""
+        n_tokens = kv.shape[3]
+        if self.window is not None and self.window < n_tokens:
+            last = kv[..., n_tokens - self.window :, :].roll(n_tokens % self.window, 3)
+            self.kv[:, row : row + kv.shape[1], :, : self.window] = last
+
+    def _places(self, row: int, n_rows: int, n_kept: int, n_before: int) -> Tensor:
+        """Slots (2, B, G, n_kept, K) of some rows; what others have left behind them is gone."""
+        places = self.kv[:, row : row + n_rows]
         if n_before > n_kept:
             places[..., n_kept:n_before, :] = 0
+        return places[..., :n_kept, :]
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
         self.kv[:, target, :, :n_tokens] = self.kv[:, source, :, :n_tokens]
+        self.kv[:, target, :, n_tokens:n_before] = 0
 
     def row_bytes(self, n_tokens: int) -> int:
         return 2 * self._slots(n_tokens) * self.kv.shape[2] * self.kv.shape[4] * self.kv.itemsize
@@ -107,9 +130,11 @@ class ColumnCache(KeyValueCache):
             self.k[rows, :, n_kept:n_before] = 0
             self.v[rows, :, :, n_kept:n_before] = 0
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
         self.k[target, :, :n_tokens] = self.k[source, :, :n_tokens]
+        self.k[target, :, n_tokens:n_before] = 0
         self.v[target, :, :, :n_tokens] = self.v[source, :, :, :n_tokens]
+        self.v[target, :, :, n_tokens:n_before] = 0
 
     def row_bytes(self, n_tokens: int) -> int:
         return 2 * self._slots(n_tokens) * self.k.shape[1] * self.k.shape[3] * self.k.itemsize
@@ -147,6 +172,50 @@ class ColumnCache(KeyValueCache):
         if n_slots > slots:
             n_slots = min(n_slots + max(MIN_GROWTH, n_slots // 8), self.k.shape[2])
             self.v = grown(self.v, (rows, heads, width, n_slots))
+
+
+class PanelCache(KeyValueCache):
+    """The same for the kernels of a CPU: values slot by slot, keys in panels of some slots each.
+
+    A panel holds the first channel of all its slots, then the second, and so on. Slots that a row
+    does not fill are never looked at, so nothing has to be cleared.
+    """
+
+    def __init__(
+        self, like: Tensor, n_heads: int, width: int, window: int | None, order: Tensor | None,
+        *, panel: int,
+    ) -> None:  # fmt: skip
+        self.window, self._order, self._panel = window, order, panel
+        self.k = like.new_zeros(0, n_heads, 0, width, panel)  # (rows, G, panels, K, panel)
+        self.v = like.new_zeros(0, n_heads, 0, width)  # (rows, G, S, K)
+
+    def reserve(self, n_rows: int, n_tokens: int) -> None:
+        rows, heads, slots, width = self.v.shape
+        n_rows, n_slots = max(rows, n_rows), max(slots, self._slots(n_tokens))
+        if (n_rows, n_slots) != (rows, slots):
+            self.k = grown(self.k, (n_rows, heads, self._panels(n_slots), width, self._panel))
+            self.v = grown(self.v, (n_rows, heads, n_slots, width))
+
+    def put(self, row: int, state: AttentionState, n_before: int) -> None:
+        n_rows, n_kept = state.k.shape[:2]
+        rows, (k, v) = slice(row, row + n_rows), self._parts(state)  # (B, S, G, K)
+        n_panels = self._panels(n_kept)
+        k = F.pad(k, (0, 0, 0, 0, 0, n_panels * self._panel - n_kept))
+        panels = k.unflatten(1, (n_panels, self._panel))  # (B, panels, panel, G, K)
+        self.k[rows, :, :n_panels] = panels.permute(0, 3, 1, 4, 2)
+        self.v[rows, :, :n_kept] = v.transpose(1, 2)
+
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
+        n_slots = self._slots(n_tokens)
+        n_panels = self._panels(n_slots)
+        self.k[target, :, :n_panels] = self.k[source, :, :n_panels]
+        self.v[target, :, :n_slots] = self.v[source, :, :n_slots]
+
+    def row_bytes(self, n_tokens: int) -> int:
+        return 2 * self._slots(n_tokens) * self.v.shape[1] * self.v.shape[3] * self.v.itemsize
+
+    def _panels(self, n_slots: int) -> int:
+        return -(-n_slots // self._panel)
 
 
 def copy_heads(source: Tensor, target: Tensor) -> None:

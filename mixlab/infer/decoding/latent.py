@@ -11,6 +11,7 @@ from torch import Tensor
 from mixlab.infer.decoding.key_values import attend
 from mixlab.infer.decoding.rows import Rows, turn
 from mixlab.infer.decoding.steps import (
+    Form,
     Projection,
     RowCache,
     SequenceStep,
@@ -22,6 +23,7 @@ from mixlab.infer.decoding.steps import (
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers.mla import MLA, MLAState
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.few_rows import latent_attention
 
 
 class LatentCache(RowCache):
@@ -44,8 +46,9 @@ class LatentCache(RowCache):
         if n_before > n_kept:
             places[:, n_kept:n_before] = 0
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
         self.kept[target, :, :n_tokens] = self.kept[source, :, :n_tokens]
+        self.kept[target, :, n_tokens:n_before] = 0
 
     def row_bytes(self, n_tokens: int) -> int:
         return n_tokens * self.kept.shape[-1] * self.kept.itemsize
@@ -61,7 +64,7 @@ class LatentCache(RowCache):
 class MLAStep(SequenceStep):
     """The absorbed form; queries and keys turn together."""
 
-    def __init__(self, mixer: MLA, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, mixer: MLA, norm: RMSNorm, form: Form) -> None:
         cfg = self.cfg = mixer.cfg
         kept, scale = mixer.kv_a_proj_with_mqa, cfg.qk_head_dim**-0.5
         self.q_b = None
@@ -74,16 +77,17 @@ class MLAStep(SequenceStep):
             weight, bias = fused(norm, [kept, mixer.q_a_proj])
             expand, more = fused(mixer.q_a_layernorm, [mixer.q_b_proj])
             more = None if more is None else more * scale
-            self.q_b = Projection(mixer.q_a_layernorm, expand * scale, more, dtype)
-        self.projection = Projection(norm, weight, bias, dtype)
-        self.empty = norm.weight.detach().new_empty(0, dtype=dtype)
+            self.q_b = Projection(mixer.q_a_layernorm, expand * scale, more, form)
+        self.projection = Projection(norm, weight, bias, form)
+        self.empty = norm.weight.detach().new_empty(0, dtype=form.dtype)
         self.latent_unit = Unit(cfg.kv_lora_rank, cfg.norm_eps, norm.weight)
         self.latent_scale = mixer.kv_a_layernorm.weight.detach()
         split = [cfg.qk_nope_head_dim, cfg.v_head_dim]
-        expand = mixer.kv_b_proj.weight.detach().to(dtype).unflatten(0, (cfg.n_heads, -1))
+        expand = mixer.kv_b_proj.weight.detach().to(form.dtype).unflatten(0, (cfg.n_heads, -1))
         self.w_k, w_v = expand.split(split, dim=1)  # (H, N, L), (H, V, L)
         self.w_v_t = w_v.mT  # (H, L, V)
-        self.output = output(mixer.o_proj, dtype)
+        self.output = output(mixer.o_proj, form)
+        self.has_kernels = form.has_kernels
 
     @staticmethod
     def fits(mixer: MLA) -> bool:
@@ -112,11 +116,15 @@ class MLAStep(SequenceStep):
         turn(k_rope[:, None], angles)
         cache.add(token, rows)
 
-        kept = cache.kept[:n_rows, :, : rows.n_keys]  # (B, 1, S, L + R)
         # Heads first, so that each is one product with its own part of the expansion.
         q_latent = torch.bmm(q_nope.transpose(0, 1), self.w_k).transpose(0, 1)  # (B, H, L)
-        query = torch.cat([q_latent, q_rope], dim=-1)[:, None]  # (B, 1, H, L + R)
-        mask = rows.mask(rows.n_keys)
-        o = attend(query, kept, kept[..., : cfg.kv_lora_rank], mask)
-        o = torch.bmm(o[:, 0].transpose(0, 1), self.w_v_t).transpose(0, 1)  # (B, H, V)
+        query = torch.cat([q_latent, q_rope], dim=-1)  # (B, H, L + R)
+        if self.has_kernels:
+            n_seen, n_keys = rows.n_seen, rows.n_keys
+            o = latent_attention(query, cache.kept[:, 0], cfg.kv_lora_rank, n_seen, n_keys)
+        else:
+            kept = cache.kept[:n_rows, :, : rows.n_keys]  # (B, 1, S, L + R)
+            values, mask = kept[..., : cfg.kv_lora_rank], rows.mask(rows.n_keys)
+            o = attend(query[:, None], kept, values, mask)[:, 0]  # (B, H, L)
+        o = torch.bmm(o.transpose(0, 1), self.w_v_t).transpose(0, 1)  # (B, H, V)
         return self.output.add_to(x, o.reshape(n_rows, -1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlab.nn.channel_mixers.moe import Experts, Router
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.dtypes import at_least_float32
@@ -46,13 +47,8 @@ class Prefill:
         model, packing = self._model, None
         if self.prefix_lm and tokens.shape[1] > 1:
             packing = Packing.whole_prefix(tokens)
-        was_training = model.training
-        model.eval()
-        try:
-            with _casting(tokens.device, self._precision):
-                out = model(tokens, state, packing, last_only=True, loops=self.loops)
-        finally:
-            model.train(was_training)
+        with evaluating(model), _casting(tokens.device, self._precision):
+            out = model(tokens, state, packing, last_only=True, loops=self.loops)
         return at_least_float32(out.logits[:, -1]), out.state
 
 

@@ -39,6 +39,10 @@ class Product:
             self._strips = weight.view(n_strips, STRIP, self._d_in)
             self._weight = weight[: self._d_out]
 
+    @property
+    def weight(self) -> Tensor:
+        return self._weight
+
     def __call__(self, x: Tensor) -> Tensor:
         """(B, d_in) to (B, d_out), in the dtype of the weights."""
         x = x.to(self.dtype)

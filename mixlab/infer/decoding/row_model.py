@@ -6,9 +6,11 @@ Shapes: B live rows, V vocabulary.
 """
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,16 +21,19 @@ from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
 from mixlab.infer.decoding.latent import MLAStep
 from mixlab.infer.decoding.plan import plan
 from mixlab.infer.decoding.prefill import Prefill
-from mixlab.infer.decoding.product import Product
+from mixlab.infer.decoding.prompts import Prompts
 from mixlab.infer.decoding.rows import RopeTables, Rows
 from mixlab.infer.decoding.static import GraphedSteps, StaticStep, rounded_up
 from mixlab.infer.decoding.steps import (
+    Backend,
     ChannelStep,
+    Form,
     RowByRow,
     RowCache,
     SequenceStep,
     Unit,
     WholeModule,
+    product,
 )
 from mixlab.nn.block import Block
 from mixlab.nn.channel_mixers.mlp import MLP
@@ -39,12 +44,16 @@ from mixlab.nn.sequence_mixers.attention import Attention
 from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet
 from mixlab.nn.sequence_mixers.mla import MLA
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.few_rows import obstacle
 
 SEQUENCE_STEPS: dict[type, Any] = {
     Attention: AttentionStep, GatedDeltaNet: GatedDeltaNetStep, MLA: MLAStep,
 }  # fmt: skip
 CHANNEL_STEPS: dict[type, Any] = {MLP: MLPStep, MoE: MoEStep}
 """The mixers that have a form for single tokens; all others run as they are."""
+KERNEL_DTYPES = (torch.float32, torch.float64)
+PROMPT_TOKENS = 16_384
+"""Tokens of prompts that the model's own forward pass takes at once; a bound on its memory."""
 FIRST_TOKENS = 256
 """Slots of a fresh cache."""
 MAX_DEPTH = 2
@@ -56,6 +65,8 @@ class RowModel(Protocol):
     """What an engine needs of a model."""
 
     context: int
+    prompt_tokens: int
+    """Of prompts, how many are worth reading at once while nobody waits."""
 
     def fresh(self) -> "RowModel":
         """The same weights with rows of its own."""
@@ -80,42 +91,61 @@ class RowModel(Protocol):
 class FusedBlock:
     """Both halves of a block for single tokens."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, form: Form) -> None:
         self.sequence: SequenceStep = _step(
-            SEQUENCE_STEPS, RowByRow, block.sequence_mixer, block.sequence_norm, dtype
+            SEQUENCE_STEPS, RowByRow, block.sequence_mixer, block.sequence_norm, form
         )
         self.channel: ChannelStep = _step(
-            CHANNEL_STEPS, WholeModule, block.channel_mixer, block.channel_norm, dtype
+            CHANNEL_STEPS, WholeModule, block.channel_mixer, block.channel_norm, form
         )
 
     def __call__(self, x: Tensor, cache: RowCache, rows: Rows) -> Tensor:
         return self.channel(self.sequence(x, cache, rows))
 
 
-def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, dtype: torch.dtype) -> Any:
+def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, form: Form) -> Any:
     """By the exact class, since one that is derived from it may compute something else."""
     kind = table.get(type(mixer), default)
     if kind is not default and not kind.fits(mixer):
         kind = default
-    return kind(mixer, norm, dtype)
+    return kind(mixer, norm, form)
+
+
+def usual_backend(weight: Tensor, dtype: torch.dtype) -> Backend:
+    """The fastest backend for weights like these; what keeps a CPU from it is said once."""
+    if weight.device.type != "cpu" or dtype != weight.dtype or dtype not in KERNEL_DTYPES:
+        return "torch"
+    reason = obstacle(dtype)
+    if reason is None:
+        return "kernels"
+    # The same words at the same place are shown once.
+    warnings.warn(f"decoding is slower than it could be, without kernels: {reason}", stacklevel=2)
+    return "torch"
 
 
 class FusedRows:
     """Rows that go through the same layers together, looped or not."""
 
     def __init__(
-        self, model: LanguageModel, prefill: Prefill, *, precision: torch.dtype | None = None
-    ) -> None:
+        self, model: LanguageModel, prefill: Prefill, *, precision: torch.dtype | None = None,
+        backend: Backend | None = None,
+    ) -> None:  # fmt: skip
         self._model = model
         self._prefill = prefill
         self.context = model.cfg.max_seq_len
         weight = model.embed_tokens.weight
         dtype = precision or weight.dtype
-        self._blocks = [FusedBlock(block, dtype) for block in model.blocks]
+        self.form = Form(dtype, backend or usual_backend(weight, dtype))
+        self._blocks = [FusedBlock(block, self.form) for block in model.blocks]
         self._norm = Unit(model.cfg.d_model, model.norm.eps, weight)
-        self._head = Product(model.head_weight.detach().to(dtype))
+        self._head = product(model.head_weight.detach(), None, self.form)
         self._device = weight.device
         self._plan = plan(model, prefill.loops)
+        self.prompt_tokens = PROMPT_TOKENS
+        self._prompts: Prompts | None = None
+        if not prefill.prefix_lm and Prompts.fits(model, dtype):
+            self._prompts = Prompts(model, self._blocks, dtype)
+            self.prompt_tokens = Prompts.tokens
         parts = [part for b in self._blocks for part in (b.sequence, b.channel)]
         self.is_static = all(part.is_static for part in parts)
         self._forget()
@@ -155,10 +185,13 @@ class FusedRows:
         self.reserve(row + n, n_tokens + 1)
         pairs = zip(self._longest[row : row + n], self.lengths[row : row + n], strict=True)
         n_before = max(max(pair) for pair in pairs)
-        given = torch.tensor([list(prompt) for prompt in prompts], device=self._device)
-        logits, state = self._prefill(given, self._prefill.initial_state(n))
-        for cache, part in zip(self._caches, self._plan.states(state), strict=True):
-            cache.put(row, part, n_before)
+        given = torch.from_numpy(np.array(prompts, dtype=np.int64)).to(self._device)
+        if self._prompts is not None:
+            logits = self._logits(self._prompts(given, self._caches, row, n_before))
+        else:
+            logits, state = self._prefill(given, self._prefill.initial_state(n))
+            for cache, part in zip(self._caches, self._plan.states(state), strict=True):
+                cache.put(row, part, n_before)
         self.lengths[row : row + n] = self._longest[row : row + n] = [n_tokens] * n
         return logits
 
@@ -209,16 +242,19 @@ class FusedRows:
                 x = block(x, next(caches), rows)
             return x
 
-        h = self._norm(self._plan.run(x, run))
-        return at_least_float32(self._head(h * model.norm.weight))
+        return self._logits(self._plan.run(x, run))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Of the stream (B, D) behind the last block."""
+        return at_least_float32(self._head(self._norm(x) * self._model.norm.weight))
 
     def move(self, source: int, target: int) -> None:
         n_tokens = self.lengths[source]
+        n_before = max(self._longest[target], self.lengths[target])
         with torch.inference_mode():
             for cache in self._caches:
-                cache.move(source, target, n_tokens)
-        self._longest[target] = max(self._longest[target], self.lengths[target], n_tokens)
-        self.lengths[target] = n_tokens
+                cache.move(source, target, n_tokens, n_before)
+        self._longest[target] = self.lengths[target] = n_tokens
 
     def state_bytes(self, n_rows: int) -> int:
         return sum(c.row_bytes(n) for c in self._caches for n in self.lengths[:n_rows])
@@ -229,6 +265,8 @@ class FusedRows:
 
 class PlainRows:
     """Rows of any model, each with the state that its forward pass returns."""
+
+    prompt_tokens = PROMPT_TOKENS
 
     def __init__(self, model: LanguageModel, prefill: Prefill) -> None:
         self._model, self._prefill = model, prefill
@@ -251,7 +289,7 @@ class PlainRows:
 
     def _one(self, row: int, tokens: Sequence[int], forward: Prefill) -> Tensor:
         device = self._model.embed_tokens.weight.device
-        given = torch.tensor([list(tokens)], device=device)
+        given = torch.tensor(np.array([tokens], dtype=np.int64), device=device)
         logits, self._states[row] = forward(given, self._states[row])
         return logits
 
@@ -272,12 +310,16 @@ def _tensor_bytes(node: Any) -> int:
 
 def row_model(
     model: LanguageModel, *, loops: Loops | None = None, precision: torch.dtype | None = None,
-    prefix_lm: bool = False,
+    prefix_lm: bool = False, backend: Backend | None = None,
 ) -> RowModel:  # fmt: skip
     """The fastest form in which a model can write for several sequences at once.
 
     `loops` belongs to looped models: absent, they loop to their trained depth and tokens leave by
-    the exit rule. `precision` is that of matrix products; absent, that of the weights.
+    the exit rule. `precision` is that of matrix products; absent, that of the weights. `backend` is
+    for single tokens; absent, the fastest that can run.
+
+    Raises:
+        BackendError: the backend that was asked for cannot run on these weights.
     """
     recursion = model.recursion
     deep = False
@@ -288,4 +330,6 @@ def row_model(
         deep = exits and (loops.steps or trained) > MAX_DEPTH * trained
         loops = loops._replace(may_exit=exits, catches_up=exits and not deep)
     prefill = Prefill(model, loops, precision, prefix_lm=prefix_lm)
-    return PlainRows(model, prefill) if deep else FusedRows(model, prefill, precision=precision)
+    if deep:
+        return PlainRows(model, prefill)
+    return FusedRows(model, prefill, precision=precision, backend=backend)

@@ -7,9 +7,10 @@ first B of the cache; whoever owns the cache moves a row where another one has e
 Shapes: B rows, D d_model.
 """
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixlab.infer.decoding.product import Product
@@ -17,6 +18,23 @@ from mixlab.infer.decoding.rows import Rows
 from mixlab.nn.norm import RMSNorm
 from mixlab.nn.sequence_mixers.base import SequenceMixer
 from mixlab.ops.dtypes import at_least_float32
+from mixlab.ops.few_rows import ProductKernel
+from mixlab.ops.moe import Activation
+
+Backend = Literal["torch", "kernels"]
+"""`torch` is PyTorch's own operations, `kernels` those of `mixlab.ops.few_rows` on a CPU."""
+
+
+class Form(NamedTuple):
+    """How single tokens are computed."""
+
+    dtype: torch.dtype
+    """Of weights, products and what is kept of tokens."""
+    backend: Backend
+
+    @property
+    def has_kernels(self) -> bool:
+        return self.backend == "kernels"
 
 
 class RowCache:
@@ -34,8 +52,11 @@ class RowCache:
         """
         raise NotImplementedError(type(self).__name__)
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
-        """Let a row of so many tokens take the place of another one, which is forgotten."""
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
+        """Let a row of so many tokens take the place of another one, which is forgotten.
+
+        As for `put`, no more than `n_before` tokens have been there, and nothing of them may stay.
+        """
         raise NotImplementedError(type(self).__name__)
 
     def row_bytes(self, n_tokens: int) -> int:
@@ -104,32 +125,50 @@ def fused(norm: RMSNorm, parts: list[nn.Linear]) -> tuple[Tensor, Tensor | None]
     return weight, torch.cat([zero if bias is None else bias.detach() for bias, zero in pairs])
 
 
-def product(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Product:
+def product(weight: Tensor, bias: Tensor | None, form: Form) -> Product | ProductKernel:
     """In the dtype in which it is multiplied."""
-    return Product(weight.to(dtype), None if bias is None else bias.to(dtype))
+    make = ProductKernel if form.has_kernels else Product
+    return make(weight.to(form.dtype), None if bias is None else bias.to(form.dtype))
 
 
 class Projection:
-    """Linear maps of one normed input as a single product."""
+    """Linear maps of one normed input as a single product, with SwiGLU behind it if asked for."""
 
     def __init__(
-        self, norm: RMSNorm, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> None:
-        """For what `fused` returns, or its rows in another order."""
-        self._norm = Unit(norm.weight.numel(), norm.eps, norm.weight)
-        self._product = product(weight, bias, dtype)
+        self, norm: RMSNorm, weight: Tensor, bias: Tensor | None, form: Form, *,
+        activation: Activation | None = None,
+    ) -> None:  # fmt: skip
+        """For what `fused` returns, or its rows in another order; gates before what they gate."""
         self.wide = at_least_float32(norm.weight[:0]).dtype
+        self._norm: Unit | None = None
+        self._activation: Activation | None = None
+        if form.has_kernels:
+            weight, bias = weight.to(form.dtype), None if bias is None else bias.to(form.dtype)
+            self.product = ProductKernel(weight, bias, eps=norm.eps, activation=activation)
+        else:
+            self._norm = Unit(norm.weight.numel(), norm.eps, norm.weight)
+            self._activation = activation
+            self.product = product(weight, bias, form)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, D) of the stream to (B, d_out) of the weights' dtype."""
-        return self._product(self._norm(x))
+        """(B, D) of the stream to (B, d_out) of the weights' dtype; half of it behind SwiGLU."""
+        y = self.product(x if self._norm is None else self._norm(x))
+        return y if self._activation is None else activate(y, self._activation)
 
 
-def output(part: nn.Linear, dtype: torch.dtype, scale: Tensor | None = None) -> Product:
+def output(part: nn.Linear, form: Form, scale: Tensor | None = None) -> Product | ProductKernel:
     """The linear map at the end of a mixer; `scale` (d_in,) multiplies its input."""
     weight = part.weight.detach()
-    bias = None if part.bias is None else part.bias.detach().to(dtype)
-    return Product((weight if scale is None else weight * scale).to(dtype), bias)
+    bias = None if part.bias is None else part.bias.detach()
+    return product(weight if scale is None else weight * scale, bias, form)
+
+
+def activate(h: Tensor, activation: Activation) -> Tensor:
+    """(..., F), or (..., 2 F) with gates first, to (..., F)."""
+    if activation == "silu":
+        return F.silu(h)
+    gate, up = h.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def grown(old: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -156,7 +195,7 @@ class StatesOfRows(RowCache):
         for i in range(len(tensor)):
             self.states[row + i] = row_of(state, i)
 
-    def move(self, source: int, target: int, n_tokens: int) -> None:
+    def move(self, source: int, target: int, n_tokens: int, n_before: int) -> None:
         self.states[target], self.states[source] = self.states[source], None
 
     def row_bytes(self, n_tokens: int) -> int:
@@ -178,7 +217,7 @@ class RowByRow(SequenceStep):
 
     is_static = False
 
-    def __init__(self, mixer: SequenceMixer, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, mixer: SequenceMixer, norm: RMSNorm, form: Form) -> None:
         self._mixer, self._norm = mixer, norm
 
     def new_cache(self) -> StatesOfRows:
@@ -198,7 +237,7 @@ class WholeModule(ChannelStep):
 
     is_static = False
 
-    def __init__(self, mixer: nn.Module, norm: RMSNorm, dtype: torch.dtype) -> None:
+    def __init__(self, mixer: nn.Module, norm: RMSNorm, form: Form) -> None:
         self._mixer, self._norm = mixer, norm
 
     def __call__(self, x: Tensor) -> Tensor:

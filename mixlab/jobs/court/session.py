@@ -12,10 +12,10 @@ import filelock
 import torch
 
 from mixlab import ops
+from mixlab.core.cache import cache_dir
 from mixlab.core.errors import BackendError, RunError
 from mixlab.core.json_files import read_json, write_json
 from mixlab.core.run_dir import RunDir
-from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.config import AnyRunConfig
 from mixlab.jobs.court.cases import cases_of
 from mixlab.jobs.court.trial import Case, try_candidates

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mixlab.core.cache import cache_dir
 from mixlab.core.errors import DataError
-from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.config import RefineRunConfig, load_config
 from mixlab.jobs.screen import Screen
 from mixlab.tasks.base import Task

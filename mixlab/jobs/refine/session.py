@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixlab.core.cache import cache_dir
 from mixlab.core.run_dir import RunDir
 from mixlab.evals.refinement import Trace, figures, trace
-from mixlab.jobs.cache import cache_dir
 from mixlab.jobs.config import RefineRunConfig
 from mixlab.jobs.device import Hardware, measure_matmul_flops
 from mixlab.jobs.screen import Screen
