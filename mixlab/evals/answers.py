@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.packing import Packing
@@ -37,9 +38,7 @@ def greedy_answers(
     """
     answers: list[list[int]] = [[] for _ in questions]
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].prompt))
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         at = 0
         while at < len(order):
             length = len(questions[order[at]].prompt)
@@ -54,8 +53,6 @@ def greedy_answers(
                 answers[i] = ids
             at += len(rows)
             advance(len(rows))
-    finally:
-        model.train(was_training)
     return answers
 
 

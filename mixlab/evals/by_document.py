@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from mixlab.data.loader import Loader
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
 from mixlab.ops.packing import Packing
@@ -36,9 +37,7 @@ def loss_by_document(
     device = model.embed_tokens.weight.device
     bytes_of = np.asarray(token_bytes)
     nats, targets, documents, n_before = [], [], [], 0
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in loader.window_batches(n_windows, batch_size):
             is_end = batch.tokens.flatten().numpy() == loader.shards.eos_id
             documents.append(n_before + np.cumsum(is_end))  # of target i, which is token i + 1
@@ -55,8 +54,6 @@ def loss_by_document(
                 compute_dtype=compute_dtype,
             )
             nats.append(scores.nats.double().cpu().numpy())
-    finally:
-        model.train(was_training)
     target, document = np.concatenate(targets), np.concatenate(documents)
     is_target = target != IGNORE
     target, document = target[is_target], document[is_target]

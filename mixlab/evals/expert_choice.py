@@ -26,6 +26,7 @@ from mixlab.data.loader import Loader
 from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.evals.token_classes import CLASSES, token_classes, token_texts
 from mixlab.nn.channel_mixers.moe import MoE
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.packing import Packing
 
@@ -72,17 +73,13 @@ def expert_choices(
     tokens: list[Ints] = []
     found: dict[str, list[Ints]] = {name: [] for name in routers}
     dtype = compute_dtype or torch.bfloat16
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = batch.to(device)
             tokens.append(batch.tokens.flatten().cpu().numpy())
             with torch.autocast(device.type, dtype=dtype, enabled=compute_dtype is not None):
                 for name, indices in _routed(model, batch):
                     found[name].append(indices.cpu().numpy())
-    finally:
-        model.train(was_training)
     return Choices(
         np.concatenate(tokens),
         {name: np.concatenate(parts) for name, parts in found.items()},

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mixlab.data.batch import Batch
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
@@ -46,16 +47,12 @@ def evaluate(
     device = model.embed_tokens.weight.device
     bytes_of = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats, hits, bytes, targets
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         n_rows = 0
         for batch in batches:
             n_rows = n_rows or len(batch.tokens)
             on_device = _on_device(batch, n_rows, device)
             sums += _score(model, *on_device, bytes_of, compute_dtype, loops)
-    finally:
-        model.train(was_training)
     nats, hits, n_bytes, n_targets = world.add_up(sums).tolist()
     loss = nats / n_targets
     return EvalMetrics(

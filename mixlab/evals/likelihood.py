@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixlab.core.errors import LabError
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
 from mixlab.ops.packing import Packing
@@ -69,9 +70,7 @@ class Scorer:
         """
         fitted = [self._fit(request) for request in requests]
         found: list[Likelihood | None] = [None] * len(requests)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for batch in self._batches(fitted):
                 rows = [fitted[i] for i in batch]
                 for i, (nats, is_greedy) in zip(batch, self._score(rows), strict=True):
@@ -79,8 +78,6 @@ class Scorer:
                     n_tokens = len(requests[i].continuation)
                     found[i] = Likelihood(nats, is_greedy, n_tokens, n_dropped)
                 advance(len(batch))
-        finally:
-            self.model.train(was_training)
         return [likelihood for likelihood in found if likelihood is not None]
 
     def _fit(self, request: Request) -> Request:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mixlab.data.batch import Batch
 from mixlab.evals.refinement import auroc, calibration, calibration_error
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel, Trunk
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
@@ -246,9 +247,7 @@ def _run(
 ) -> None:
     """Give each batch's output and targets to `add`; without dropout, mode put back afterwards."""
     device = model.embed_tokens.weight.device
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = batch.to(device)
             with torch.autocast(
@@ -257,5 +256,3 @@ def _run(
             ):  # fmt: skip
                 out = model.trunk(batch.tokens, None, Packing(batch.segments, batch.prefix), loops)
             add(out, batch.targets.flatten())
-    finally:
-        model.train(was_training)

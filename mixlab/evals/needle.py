@@ -15,6 +15,7 @@ from mixlab.core.errors import LabError
 from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.evals.likelihood import Advance, final_states
 from mixlab.evals.scores import Score, share
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 
 BEFORE, AFTER = "\nThe secret word is", ".\n"
@@ -90,9 +91,7 @@ def score_needle(
     )
     device, n_batch = model.embed_tokens.weight.device, max(1, batch_tokens // rows.shape[1])
     hits = []
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for first in range(0, n, n_batch):
             batch = torch.from_numpy(rows[first : first + n_batch]).to(device)
             h = final_states(model, batch, None, compute_dtype)[:, -1]
@@ -101,7 +100,5 @@ def score_needle(
             found = of_choices.argmax(dim=-1).numpy()
             hits.append(found == places[first : first + n_batch])
             advance(len(batch))
-    finally:
-        model.train(was_training)
     name = f"needle, {needle.n_tokens} tokens, depth {needle.depth:.0%}"
     return Score(name, "accuracy", *share(np.concatenate(hits)), n, "needles", 1 / n_choices, True)

@@ -11,6 +11,7 @@ import torch
 
 from mixlab.evals.likelihood import Advance, final_states
 from mixlab.evals.scores import Score, clustered_share
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.tasks.draws import words
 from mixlab.tasks.recall import FIRST_KEY, IGNORE, Recall
@@ -45,9 +46,7 @@ def score_recall(
     answers = rows.targets[:, place] - task.first_value  # (n_rows, Q) places among the values
     device, n_batch = model.embed_tokens.weight.device, max(1, batch_tokens // tokens.shape[1])
     ranked, exact = [], []
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for first in range(0, n_rows, n_batch):
             part = slice(first, first + n_batch)
             batch = torch.from_numpy(tokens[part]).to(device)
@@ -59,8 +58,6 @@ def score_recall(
             meant = np.take_along_axis(values[part], answers[part], axis=1)
             exact.append(logits.argmax(dim=-1).numpy() == meant)
             advance(len(batch))
-    finally:
-        model.train(was_training)
     n = n_rows * len(place)
     name = f"recall, {task.n_pairs} pairs"
     scores = []

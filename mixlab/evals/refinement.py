@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from mixlab.infer.refinement import Refining, Step
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.recursion.refiner import Refiner
 from mixlab.ops.stablemax import label_nats
 
@@ -50,18 +51,16 @@ def trace(
     compute_dtype: torch.dtype | None = None,
 ) -> Trace:
     """Run every puzzle (n, L) for `n_steps` segments with the weights as they are."""
-    was_training = model.training
-    model.eval()
     device = model.embed_tokens.device
     parts = []
-    for start in range(0, len(inputs), batch_size):
-        x, y, g = (
-            torch.from_numpy(array[start : start + batch_size]).to(device)
-            for array in (inputs, labels, given)
-        )
-        with torch.autocast(device.type, compute_dtype, enabled=compute_dtype is not None):
-            parts.append(_trace_batch(model, x.long(), y.long(), g, n_steps, loss_type))
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(inputs), batch_size):
+            x, y, g = (
+                torch.from_numpy(array[start : start + batch_size]).to(device)
+                for array in (inputs, labels, given)
+            )
+            with torch.autocast(device.type, compute_dtype, enabled=compute_dtype is not None):
+                parts.append(_trace_batch(model, x.long(), y.long(), g, n_steps, loss_type))
     return Trace(*(np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)))
 
 

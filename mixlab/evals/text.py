@@ -12,6 +12,7 @@ from mixlab.data.batch import Batch
 from mixlab.data.tokenizers.base import Tokenizer
 from mixlab.evals.likelihood import Advance, Scorer, final_states, rolling
 from mixlab.evals.scores import Score, ratio
+from mixlab.nn.evaluating import evaluating
 from mixlab.nn.language_model import LanguageModel
 from mixlab.ops.cross_entropy import IGNORE, score_tokens
 from mixlab.ops.packing import Packing
@@ -44,9 +45,7 @@ def sums_by_document(
     nats, hits, targets_seen, documents = [], [], [], []
     n_before = 0
     device = model.embed_tokens.weight.device
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             batch = batch.to(device)
             packing = Packing(batch.segments, batch.prefix)
@@ -62,8 +61,6 @@ def sums_by_document(
             documents.append(numbers.ravel())
             n_before = int(numbers.max()) + 1
             advance(len(targets))
-    finally:
-        model.train(was_training)
     flat = np.concatenate(targets_seen)
     is_target = flat != IGNORE
     if starts is None:
