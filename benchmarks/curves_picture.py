@@ -32,14 +32,14 @@ def curves_picture(runs: Sequence[dict[str, Any]]) -> Figure:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02)
     left, right = figure.subplots(1, 2, sharey=True)
     device = runs[0]["device"].get("device_name") or runs[0]["device"]["device"]
-    longest = max(run["n_steps"] for run in runs)
+    plain = plain_steps(runs)
     title = "hybrid-sparse-17 beside the published recipe"
-    headline(figure, title, f"{longest} updates, {device}, {runs[0]['made']}")
+    headline(figure, title, f"{plain} updates, {device}, {runs[0]['made']}")
     name_panel(left, "Validation loss over time", "nats per token")
     name_panel(right, "The same over tokens", "faint: training loss")
     for run in runs:
         n_steps = len(run["seconds"])  # fewer than planned if it was cut short
-        dashes = "-" if run["n_steps"] == longest else (0, (3, 1.5))
+        dashes = "-" if run["n_steps"] == plain else (0, (3, 1.5))
         colour, nats = COLOURS[run["side"]], [row["loss_nats"] for row in run["evals"]]
         per_step = run["tokens_per_step"]
         xs = {
@@ -74,25 +74,38 @@ def _limits(runs: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return low - 0.12 * (high - low), high + 0.36 * (high - low)  # room for the names
 
 
+def plain_steps(runs: Sequence[dict[str, Any]]) -> int:
+    """Updates that both sides were given alike; other lengths are drawn dashed."""
+    given = [{run["n_steps"] for run in runs if run["side"] == side} for side in COLOURS]
+    return max(set.intersection(*given) or set.union(*given))
+
+
 def _names(ax: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    longest = max(run["n_steps"] for run in runs)
-    full = [run for run in runs if run["n_steps"] == longest]
+    plain = plain_steps(runs)
     for i, run in enumerate(runs):
         speed = short_count(round(1000 * run["tokens_per_step"] / run["median_ms"], -3))
         text = f"{run['label']}: {run['n_params'] / 1e6:.1f}M, {speed} tok/s"
-        if run not in full:
-            text = f"dashed: its schedule in {run['n_steps']} updates"
+        if run["n_steps"] != plain:
+            text = f"dashed: its schedule over {run['n_steps']} updates"
         ax.text(0.98, 0.97 - 0.075 * i, text, transform=ax.transAxes, color=COLOURS[run["side"]],
                 fontsize=10, weight="bold", ha="right", va="top")  # fmt: skip
-    ends = {run["side"]: run["evals"][-1]["loss_nats"] for run in full}
-    for run in full:
-        nats, step = run["evals"][-1]["loss_nats"], run["evals"][-1]["step"]
+    ends = [(run["evals"][-1]["loss_nats"], run) for run in runs]
+    for nats, run in ends:
+        x = run["evals"][-1]["step"] * run["tokens_per_step"]
+        is_upper = all(nats >= other or x != at for other, at in _ends(runs))
         ax.annotate(
-            f"{nats:.2f}", (step * run["tokens_per_step"], nats),
-            xytext=(6, 6 if nats == max(ends.values()) else -6), textcoords="offset points",
-            fontsize=10, color=COLOURS[run["side"]], weight="bold", va="center",
-            annotation_clip=False,
+            f"{nats:.2f}", (x, nats), xytext=(6, 6 if is_upper else -13),
+            textcoords="offset points", fontsize=10, color=COLOURS[run["side"]], weight="bold",
+            va="center", annotation_clip=False,
         )  # fmt: skip
+
+
+def _ends(runs: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(validation loss, tokens) at the end of each run."""
+    return [
+        (run["evals"][-1]["loss_nats"], run["evals"][-1]["step"] * run["tokens_per_step"])
+        for run in runs
+    ]
 
 
 def _unigram(left: Axes, right: Axes, runs: Sequence[dict[str, Any]]) -> None:
@@ -106,16 +119,19 @@ def _unigram(left: Axes, right: Axes, runs: Sequence[dict[str, Any]]) -> None:
 
 
 def _equal_time(ax: Axes, runs: Sequence[dict[str, Any]]) -> None:
-    """Where our run ends: what the others have reached by then, or at their own end before it."""
-    ours = next((run for run in runs if run["side"] == "ours"), None)
+    """Where our runs end: what the others have reached by then, or at their own end before it."""
+    ours = [run for run in runs if run["side"] == "ours"]
     others = [run for run in runs if run["side"] != "ours"]
-    if ours is None or not others:
+    if not others:
         return
-    at, nats = ours["seconds"][-1], ours["evals"][-1]["loss_nats"]
-    reached = [loss_at(run, at) for run in others]
-    found = " or ".join(f"{loss:.2f}" for loss in sorted(reached))
-    ax.plot([at, at], [nats, max(reached)], color=FAINT, linewidth=1.2, zorder=1)
-    ax.annotate(
-        f"after {at:.0f} s: {nats:.2f} against {found}", (at, nats), xytext=(9, -7),
-        textcoords="offset points", fontsize=10, va="center",
-    )  # fmt: skip
+    for i, run in enumerate(sorted(ours, key=lambda run: run["seconds"][-1])):
+        at, nats = run["seconds"][-1], run["evals"][-1]["loss_nats"]
+        # A run that ended long before is no match for this one.
+        rivals = [other for other in others if other["seconds"][-1] > 0.9 * at]
+        reached = [loss_at(other, at) for other in rivals]
+        if not reached:
+            continue
+        ax.plot([at, at], [nats, max(reached)], color=FAINT, linewidth=1.2, zorder=1)
+        found = " or ".join(f"{loss:.2f}" for loss in sorted(reached))
+        ax.text(0.98, 0.62 - 0.075 * i, f"after {at:.0f} s: {nats:.2f} against {found}",
+                transform=ax.transAxes, fontsize=10, ha="right", va="top")  # fmt: skip
