@@ -4,8 +4,10 @@ Exact duplicates are gone before the split. What can remain are near copies: a f
 package carries in a slightly different version, a licence text, a generated sibling. A held-out
 document that shares long runs of words with training text measures memory, not learning.
 
-A word is a run of letters, digits and underscores, lower-cased. Thirteen in a row is the length
-that GPT-3's report used for the same purpose (Brown et al., arXiv:2005.14165, appendix C).
+A word is a run of letters, digits and underscores, lower-cased; in scripts that are written without
+spaces, and among pictographs, each character is one. Thirteen in a row is the length that GPT-3's
+report used for the same purpose (Brown et al., arXiv:2005.14165, appendix C). A document of fewer
+words counts as one run, equal to another that differs in case and white space at most.
 
 Cost: one pass over the training text; memory is 8 bytes per held-out word and nothing per
 training word.
@@ -28,7 +30,15 @@ from mixlab.data.split import Split
 
 N_WORDS = 13
 _N_OFFENDERS = 10
+WORDS_FORMAT = 2
+"""Of what counts as a word: figures of other rules are measured again."""
 _WORD = re.compile(r"\w+")
+_SINGLE = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u2e80-\u2fdf\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Chinese, Japanese
+    "\u2600-\u27bf\U0001f000-\U0001faff\U00020000-\U0003ffff"  # pictographs, rare ideographs
+)
+_WORD_OR_SIGN = re.compile(f"[{_SINGLE}]|[^\\W{_SINGLE}]+")
 _HELD_OUT = ("validation", "test")
 _FILTER_BITS = 24
 
@@ -50,14 +60,15 @@ class Overlap(NamedTuple):
 
 
 def grams(text: str) -> np.ndarray:
-    """A 64-bit hash of each run of 13 words of `text`, (n_words - 12,) uint64.
+    """A 64-bit hash of each run of 13 words of `text`, (n_words - 12,) uint64; at least one.
 
     Equal runs have equal hashes within one process; that two different runs collide is a matter
     of n_train * n_held_out / 2**64, about one in a million for a gigabyte of text.
     """
-    words = _WORD.findall(text.lower())
+    words = (_WORD if text.isascii() else _WORD_OR_SIGN).findall(text.lower())
     if len(words) < N_WORDS:
-        return np.empty(0, dtype=np.uint64)
+        plain = " ".join(text.lower().split())
+        return np.array([hash(plain)] if plain else [], dtype=np.int64).view(np.uint64)
     hashes = np.fromiter(map(hash, words), dtype=np.int64, count=len(words)).view(np.uint64)
     n = len(words) - N_WORDS + 1
     rolled = np.zeros(n, dtype=np.uint64)
@@ -103,7 +114,7 @@ def measure_overlap(
 ) -> Overlap:
     """Overlap of validation and test with train, from the cache if this split was measured."""
     documents = {name: snapshot.hash_of(getattr(split, name)) for name in split._fields}
-    address = digest({"format": FORMAT, "n_words": N_WORDS, "documents": documents})
+    address = digest({"format": [FORMAT, WORDS_FORMAT], "n_words": N_WORDS, "documents": documents})
 
     def build(folder: Path) -> None:
         overlap = _measure(snapshot, split, progress)

@@ -47,14 +47,28 @@ def split_documents(
     Raises:
         DataError: a split would be empty.
     """
-    ends = np.cumsum(sizes[order])  # bytes up to and with each document, in hash order
+    split = _deal(config, order, sizes)
+    if split is None:  # a document that is most of the text is trained on: the others are dealt out
+        is_giant = sizes[order] > _MAX_VALIDATION_FRAC * sizes.sum()
+        split = _deal(config, order[~is_giant], sizes)
+        if split is None:
+            raise _too_few(sizes, n_copies, unit)
+        split = split._replace(train=np.concatenate([split.train, order[is_giant]]))
+    return split
+
+
+def _deal(config: SplitConfig, order: np.ndarray, sizes: np.ndarray) -> Split | None:
+    """The documents dealt out in this order; None if a split would be empty."""
+    if len(order) == 0:
+        return None
+    ends = np.cumsum(sizes[order])  # bytes up to and with each document
     n_bytes = int(ends[-1])
     wanted = min(_MAX_VALIDATION_FRAC * n_bytes, _BYTES_PER_TOKEN * config.min_validation_tokens)
     n_validation = _n_reaching(ends, 0, max(config.validation_frac * n_bytes, wanted))
     n_test = _n_reaching(ends, n_validation, config.test_frac * n_bytes)
     n_held_out = n_validation + n_test
     if n_test == 0 or n_held_out >= len(order):
-        raise _too_few(sizes, n_copies, unit)
+        return None
     return Split(order[n_held_out:], order[:n_validation], order[n_validation:n_held_out])
 
 

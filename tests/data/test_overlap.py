@@ -19,6 +19,8 @@ WORDY = st.lists(st.sampled_from(["a", "B", "c_1", "\u00c9t\u00e9"]), max_size=4
 def gram_tuples(text: str) -> list[tuple[str, ...]]:
     """The definition, without hashes."""
     words = re.findall(r"\w+", text.lower())
+    if len(words) < N_WORDS:
+        return [tuple(text.lower().split())] if text.strip() else []
     return [tuple(words[i : i + N_WORDS]) for i in range(len(words) - N_WORDS + 1)]
 
 
@@ -36,7 +38,26 @@ def test_order_and_case_and_punctuation():
     assert np.array_equal(grams(" ".join(words)), grams(";\n".join(words).upper()))
     assert not np.isin(grams(" ".join(words)), grams(" ".join(reversed(words)))).any()
     assert len(grams(" ".join(words[:13]))) == 1
-    assert len(grams(" ".join(words[:12]))) == 0
+
+
+def test_short_documents_are_copies_but_for_case_and_white_space():
+    assert np.array_equal(grams("The  same\tline"), grams("the same LINE\n"))
+    assert grams("3 + 4 = 7") != grams("3 - 4 = 7"), "other signs, another text"
+    assert len(grams(" \n")) == 0
+
+
+@pytest.mark.parametrize(
+    "signs",
+    ["\u4eba\u5de5\u667a\u80fd\u662f\u4e00\u95e8\u79d1\u5b66\u7684\u5206\u652f\u5462",
+     "\u3042\u3044\u3046\u3048\u304a\u30ab\u30ad\u30af\u30b1\u30b3\u65e5\u672c\u8a9e",
+     "\u0e01\u0e02\u0e03\u0e04\u0e05\u0e06\u0e07\u0e08\u0e09\u0e0a\u0e0b\u0e0c\u0e0d",
+     "\U0001f600\U0001f601\U0001f602\U0001f603\U0001f604\U0001f605\U0001f606\U0001f607"
+     "\U0001f608\U0001f609\U0001f60a\U0001f60b\U0001f60c"],
+)  # fmt: skip
+def test_scripts_without_spaces_have_a_word_for_each_sign(signs):
+    """A copy with one sign more is a near copy, as in a script with spaces."""
+    assert len(signs) == N_WORDS and len(grams(signs)) == 1
+    assert np.isin(grams(signs), grams("\u4e00" + signs + "\u3002")).all()
 
 
 def held_out_and_train(folder):

@@ -79,6 +79,17 @@ def test_too_few_documents_are_refused(n_documents):
         split_contents([bytes([i]) * 100 for i in range(n_documents)])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_one_document_that_is_most_of_the_text_is_trained_on(seed):
+    sizes = np.array([400] * 300 + [2_500_000])
+    order = np.random.default_rng(seed).permutation(301)
+    split = split_documents(decode(SplitConfig, {}), order, sizes)
+    assert 300 in split.train and len(split.validation) and len(split.test)
+    assert sorted(np.concatenate(split)) == list(range(301))
+    held_out = [i for i in order if i != 300][: len(split.validation) + len(split.test)]
+    assert [*split.validation, *split.test] == held_out, "dealt out by hash as always"
+
+
 def test_holding_out_more_than_half_is_refused():
     with pytest.raises(ConfigError, match="at most half"):
         decode(SplitConfig, {"validation_frac": 0.4, "test_frac": 0.2})
