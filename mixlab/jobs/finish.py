@@ -172,6 +172,7 @@ def _beginnings(session: Session) -> list[str]:
     prompts = []
     for start in shards.starts[: 4 * session.config.sample.n]:
         text = session.data.tokenizer.decode(shards.tokens[start : start + n_tokens].tolist())
+        text = text.rstrip("\ufffd")  # a character that was cut in two
         words = text[:PROMPT_CHARS].rsplit(" ", 1)[0] if len(text) > PROMPT_CHARS else text
         if words.strip():
             prompts.append(words)

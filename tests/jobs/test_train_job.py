@@ -11,6 +11,7 @@ import torch
 from run_contents import rows
 from screens import Quiet
 
+from mixlab.core.provenance import n_usable_cores
 from mixlab.core.run_dir import RunDir
 from mixlab.data.batch import Batch
 from mixlab.evals.language_modelling import evaluate
@@ -226,6 +227,21 @@ def test_a_prompt_longer_than_the_model_can_hold_is_cut_from_samples(train_tiny)
     run = train_tiny("model.max_seq_len=16", "sample.n=2", "train.length=1").run
     samples = run.read_jsonl("samples.jsonl")
     assert len(samples) == 2 and all(row["text"] for row in samples)
+
+
+def test_a_model_of_one_token_is_trained_without_samples(train_tiny):
+    run = train_tiny("model.max_seq_len=1", "data.seq_len=1", "train.length=1").run
+    assert run.read_json("summary.json")["status"] == "finished"
+    assert run.read_jsonl("samples.jsonl") == []
+
+
+def test_more_threads_than_cores_are_told(train_tiny, quiet):
+    n_threads, n_asked = torch.get_num_threads(), (n_usable_cores() or 1) + 1
+    try:
+        train_tiny(f"train.threads={n_asked}", "train.length=1")
+    finally:
+        torch.set_num_threads(n_threads)
+    assert any(f"train.threads = {n_asked}: only" in note for note in quiet.notes)
 
 
 def test_the_age_of_a_command_is_not_that_of_a_run_in_a_study(monkeypatch):
