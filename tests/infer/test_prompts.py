@@ -5,7 +5,7 @@ import torch
 from infer.decoding_models import logits_after, roughened, shrunk_models, small
 from tiny_mixers import SEQUENCE
 
-from mixlab.infer.decoding import prompts
+from mixlab.infer.decoding import prompt_mixers, prompts
 from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.key_values import KeyValueCache
 from mixlab.infer.decoding.row_model import row_model
@@ -38,6 +38,7 @@ def as_on_a_gpu(monkeypatch):
 
     monkeypatch.setattr(prompts.Prompts, "fits", lambda model, dtype: model.recursion is None)
     monkeypatch.setattr(AttentionStep, "new_cache", new_cache)
+    monkeypatch.setattr(prompt_mixers, "flash_obstacle", lambda *args, **sizes: None)
 
 
 def draw(n, seed):
@@ -75,6 +76,25 @@ def test_many_prompts_are_read_a_few_at_a_time(monkeypatch):
     rows = row_model(model, backend="torch")
     rows.read(0, [draw(3, 9)])
     assert_follows(model, rows, 1, [draw(7, i) for i in range(5)], n_steps=1)
+
+
+def test_long_prompts_of_about_one_length_share_a_plan(monkeypatch):
+    """Behind them are tokens of another text, which no one may see."""
+    monkeypatch.setattr(prompt_mixers, "PLANNED_FROM", 33)
+    lengths = []
+    plain = prompt_mixers.F.scaled_dot_product_attention
+
+    def attend(q, *args, **settings):
+        if "enable_gqa" in settings:
+            lengths.append(q.shape[2])
+        return plain(q, *args, **settings)
+
+    monkeypatch.setattr(prompt_mixers.F, "scaled_dot_product_attention", attend)
+    model = roughened(small(MIXERS["grouped"], max_seq_len=320))
+    rows = row_model(model, backend="torch")
+    for n_tokens in (150, 129, 131, 33, 32):
+        assert_follows(model, rows, 0, [draw(n_tokens, 0), draw(n_tokens, 1)], n_steps=1)
+    assert lengths == [152, 136, 136, 34, 32]
 
 
 OTHERS = {

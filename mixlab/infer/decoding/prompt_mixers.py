@@ -6,17 +6,21 @@ Shapes: B prompts, T tokens, N = B * T, D d_model, H heads, G key-value or key h
 
 import itertools
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep
 from mixlab.infer.decoding.gated_delta import DeltaCache, GatedDeltaNetStep
-from mixlab.infer.decoding.key_values import KeyValueCache
+from mixlab.infer.decoding.key_values import KeyValueCache, attend
+from mixlab.infer.decoding.static import rounded_up
 from mixlab.nn.rotary import RotaryAngles
 from mixlab.ops.attention import attention
+from mixlab.ops.attention.kernels import flash_obstacle
 from mixlab.ops.gated_delta_rule import gated_delta_rule, launch, usable_backends
 from mixlab.ops.prompt import DeltaLayout, delta_inputs, gate, place_heads
 from mixlab.ops.rope import RopeTable
@@ -24,6 +28,18 @@ from mixlab.ops.swiglu import gated_product
 
 WIDTHS = (16, 32, 64, 128, 256)
 """Heads that the kernels take: powers of two, which Triton's tiles are."""
+PLANNED_FROM = 4096
+"""Tokens from which on cuDNN's attention makes up for its plans. It makes one for every length and
+number of prompts, which took 45 ms on an H200. Per layer it took 0.74 ms for 16,384 tokens where
+FlashAttention took 1.5, and as long as that for 1,024."""
+
+
+def attention_kernels(n_tokens: int) -> AbstractContextManager[None]:
+    """PyTorch's kernels for prompts of so many tokens: those without plans for short ones."""
+    if n_tokens >= PLANNED_FROM:
+        return nullcontext()
+    kinds = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(kinds)
 
 
 class Place(NamedTuple):
@@ -46,6 +62,12 @@ class AttentionPrompt:
         if cfg.rope_dim:
             device = step.empty.device
             self._angles = RotaryAngles(cfg.rope_dim, cfg.rope_theta).to(device)
+        obstacle = flash_obstacle(
+            step.empty.device, step.empty.dtype, k_dim=cfg.head_dim, v_dim=cfg.head_dim,
+            has_prefix=False,
+        )  # fmt: skip
+        # Without it, heads that share keys might be a product of all pairs of tokens.
+        self._takes_groups = cfg.window is None and obstacle is None
 
     @staticmethod
     def fits(step: AttentionStep) -> bool:
@@ -55,22 +77,49 @@ class AttentionPrompt:
         """(N, D) of unit length to what is added to the stream, (N, D) or (B, D)."""
         step, cfg = self._step, self._step.cfg
         heads = step.projection.product(h).view(to.n_rows, to.n_tokens, -1, cfg.head_dim)
-        q = heads.new_empty(to.n_rows, to.n_tokens, cfg.n_heads, cfg.head_dim)
+        n_padded = self._padded(to.n_tokens, cache)
+        q = heads.new_empty(to.n_rows, n_padded, cfg.n_heads, cfg.head_dim)
         kv = cache.room(to.row, to.n_rows, to.n_tokens, to.n_before)  # (2, B, G, T, K)
         n_qkv = step.n_qk + cfg.kv_heads
-        scale = step.qk_scale
-        table = self._table(to.n_tokens)
-        place_heads(heads[:, :, :n_qkv], q, kv, table, scale, cfg.norm_eps)
+        table, scale = self._table(to.n_tokens), step.qk_scale
+        place_heads(heads[:, :, :n_qkv], q[:, : to.n_tokens], kv, table, scale, cfg.norm_eps)
         if to.last_only:
-            q, heads = q[:, -1:], heads[:, -1:]
-        k, v = (part.transpose(1, 2) for part in kv)  # (B, T, G, K)
-        o = attention(
-            q=q, k=k, v=v, scale=1.0, window=cfg.window, backend=cfg.portable().backend
-        )  # (B, T, H, K)
+            heads = heads[:, -1:]
+            o = self._last(q[:, to.n_tokens - 1], kv)
+        elif self._takes_groups:
+            if n_padded > to.n_tokens:
+                q[:, to.n_tokens :] = 0
+                kv = cache.kv[:, to.row : to.row + to.n_rows, :, :n_padded]
+            q = q.transpose(1, 2)
+            o = F.scaled_dot_product_attention(
+                q, *kv, is_causal=True, scale=1.0, enable_gqa=cfg.kv_heads < cfg.n_heads
+            )
+            o = o.transpose(1, 2)[:, : to.n_tokens]
+        else:
+            k, v = (part.transpose(1, 2) for part in kv)  # (B, T, G, K)
+            o = attention(
+                q=q, k=k, v=v, scale=1.0, window=cfg.window, backend=cfg.portable().backend
+            )  # (B, T, H, K)
         cache.settle(kv, to.row)
         o = o.reshape(-1, cfg.n_heads, cfg.head_dim)
         by = heads[:, :, n_qkv:].view(len(o), -1) if cfg.output_gate else None
         return step.output(o.flatten(1) if by is None else gate(o, by, "sigmoid", eps=None))
+
+    def _padded(self, n_tokens: int, cache: KeyValueCache) -> int:
+        """Tokens that attention is told of: long prompts of about one length share a plan.
+
+        Those that are too many come last, where no other one looks.
+        """
+        if n_tokens < PLANNED_FROM or not self._takes_groups:
+            return n_tokens
+        step = rounded_up(n_tokens) // 32
+        n_padded = -(-n_tokens // step) * step
+        return n_padded if n_padded <= cache.kv.shape[3] else n_tokens
+
+    def _last(self, q: Tensor, kv: Tensor) -> Tensor:
+        """What the last queries (B, H, K) find, as in a step."""
+        k, v = kv if self._step.cfg.window is None else kv[..., -self._step.cfg.window :, :]
+        return attend(q.view(len(q), k.shape[1], -1, q.shape[-1]), k, v, None)
 
     def _table(self, n_tokens: int) -> RopeTable | None:
         if self._angles is None:

@@ -20,7 +20,13 @@ from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep
 from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
 from mixlab.infer.decoding.prefill import rounded
-from mixlab.infer.decoding.prompt_mixers import AttentionPrompt, DeltaPrompt, MLPPrompt, Place
+from mixlab.infer.decoding.prompt_mixers import (
+    AttentionPrompt,
+    DeltaPrompt,
+    MLPPrompt,
+    Place,
+    attention_kernels,
+)
 from mixlab.infer.decoding.steps import ChannelStep, RowCache, SequenceStep
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.norm import RMSNorm
@@ -98,7 +104,8 @@ class Prompts:
         """(B, T) tokens into rows from this one on; the stream (B, D) behind the last of each."""
         n_rows, n_tokens = tokens.shape
         step = max(1, TOKENS_AT_ONCE // n_tokens)
-        with torch.cuda.device_of(tokens):  # where kernels are launched
+        device = torch.cuda.device_of(tokens)  # where kernels are launched
+        with device, attention_kernels(n_tokens):
             found = [
                 self._read(tokens[i : i + step], caches, row + i, n_before)
                 for i in range(0, n_rows, step)
