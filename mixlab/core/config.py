@@ -4,7 +4,6 @@ A tree is plain dicts, lists and scalars, as YAML gives them; a config is the va
 object made from one. Overrides and presets work on trees, so that only `decode` has to judge.
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -17,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mixlab.core.errors import ConfigError, LabError, Rule
+from mixlab.core.nearest import did_you_mean
 
 Tree = dict[str, Any]
 
@@ -271,17 +271,11 @@ def _translate(cls: type[Config], tree: Any, error: ValidationError) -> ConfigEr
             return ConfigError(dotted, _short(got), "a group of settings with a kind", fix)
         where = f"{dotted}.kind" if isinstance(got, dict) else dotted
         expected = f"one of {', '.join(tags)}" if tags else "a known kind"
-        close = difflib.get_close_matches(str(given), tags, n=1, cutoff=0.5)
-        return ConfigError(where, given, expected, f"Did you mean {close[0]!r}?" if close else "")
+        return ConfigError(where, given, expected, did_you_mean(str(given), tags).strip())
     if kind == "literal_error":
         options = [o.strip("'") for o in re.split(r", | or ", first["ctx"]["expected"])]
-        close = difflib.get_close_matches(str(got), options, n=1, cutoff=0.5)
-        return ConfigError(
-            dotted,
-            got,
-            f"one of {', '.join(options)}",
-            f"Did you mean {close[0]!r}?" if close else "",
-        )
+        hint = did_you_mean(str(got), options).strip()
+        return ConfigError(dotted, got, f"one of {', '.join(options)}", hint)
     rule = next((text for start, text in _RULES.items() if kind.startswith(start)), "")
     if not rule:
         rule = re.sub(r"^(Input|Value|String) should (be )?", "", first["msg"])
@@ -389,9 +383,9 @@ def _tags(cls: type[BaseModel], tree: Any, path: Sequence[str | int]) -> list[st
 
 
 def _nearest(name: str, names: Sequence[str], what: str) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {close[0]!r}?"
+    hint = did_you_mean(name, names).strip()
+    if hint:
+        return hint
     return f"The {what} are {', '.join(dict.fromkeys(names))}." if names else ""
 
 

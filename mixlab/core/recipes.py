@@ -5,18 +5,16 @@ recipe may be replaced by a packaged preset of that part: `data=cosmopedia` lays
 `recipes/data/cosmopedia.yaml` over the recipe's `data`.
 """
 
-import difflib
-import re
 from collections.abc import Sequence
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import NamedTuple
 
-from mixlab.core.config import Tree, merge, override, parse_override, parse_yaml, read_yaml
+from mixlab.core.config import Tree, merge, override, parse_override
 from mixlab.core.errors import LabError
+from mixlab.core.nearest import did_you_mean
+from mixlab.core.packaged import Packaged
 
 MAX_EXTENDS = 8
+_RECIPES = Packaged("recipe", "recipes")
 
 
 class RecipeInfo(NamedTuple):
@@ -29,16 +27,15 @@ class RecipeInfo(NamedTuple):
 def list_recipes() -> list[RecipeInfo]:
     """Every packaged recipe with the text of its `about` key."""
     found = []
-    for name in sorted(_names(_folder()), key=lambda name: (name != "quickstart", name)):
-        tree = _packaged(_folder(), name)
+    for name in sorted(_RECIPES.names(), key=lambda name: (name != "quickstart", name)):
+        tree = _RECIPES.read(name)
         found.append(RecipeInfo(name, " ".join(str(tree.get("about", "")).split())))
     return found
 
 
 def list_presets(part: str) -> list[str]:
     """The packaged presets of one part of a recipe, such as "data"."""
-    folder = _folder() / part
-    return _names(folder) if folder.is_dir() else []
+    return _presets(part).names()
 
 
 def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Tree:
@@ -80,32 +77,15 @@ def load_preset(part: str, name: str) -> Tree:
     names = list_presets(part)
     if name not in names:
         raise LabError(
-            f"{part} = {name!r}: expected one of {', '.join(names)}.{_did_you_mean(name, names)}"
+            f"{part} = {name!r}: expected one of {', '.join(names)}.{did_you_mean(name, names)}"
         )
-    return _packaged(_folder() / part, name)
+    return _presets(part).read(name)
 
 
 def _load(name_or_file: str, depth: int) -> Tree:
     if depth > MAX_EXTENDS:
         raise LabError(f"extends = {name_or_file!r}: more than {MAX_EXTENDS} recipes in a chain.")
-    names = _names(_folder())
-    if name_or_file in names:
-        tree = _packaged(_folder(), name_or_file)
-        tree.setdefault("name", name_or_file)
-    else:
-        path = Path(name_or_file)
-        looks_like_file = path.suffix in (".yaml", ".yml") or path.exists() or path.parent.name
-        if not looks_like_file:
-            raise LabError(
-                f"recipe = {name_or_file!r}: expected one of {', '.join(names)}, or a YAML file."
-                f"{_did_you_mean(name_or_file, names)}"
-            )
-        if path.is_dir():
-            raise LabError(
-                f"{path} is a folder; a recipe is a YAML file or one of {', '.join(names)}."
-            )
-        tree = read_yaml(path)
-        tree.setdefault("name", _run_name(path.stem))
+    tree, _ = _RECIPES.find(name_or_file)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -114,26 +94,5 @@ def _load(name_or_file: str, depth: int) -> Tree:
     return merge(_load(parent, depth + 1), tree)
 
 
-def _run_name(stem: str) -> str:
-    """A file's name as the name of a run folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
-
-
-def _folder() -> Traversable:
-    return files("mixlab") / "recipes"
-
-
-def _names(folder: Traversable) -> list[str]:
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
-
-
-def _packaged(folder: Traversable, name: str) -> Tree:
-    file = folder / f"{name}.yaml"
-    return parse_yaml(file.read_text(encoding="utf-8"), f"recipe {name}")
-
-
-def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _presets(part: str) -> Packaged:
+    return Packaged("recipe", f"{_RECIPES.place}/{part}")

@@ -10,7 +10,6 @@
 How these files survive a crash is the matter of `core/json_files.py`.
 """
 
-import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -31,6 +30,7 @@ from mixlab.core.json_files import (
     write_bytes_atomically,
     write_json,
 )
+from mixlab.core.nearest import nearest
 
 Columns = dict[str, list[Any]]
 
@@ -266,9 +266,9 @@ def _nearest_run(path: Path) -> str:
     """A sentence that helps someone who mistyped the name of a run, or left out `runs/`."""
     beside = [*list_runs(path.parent), *list_runs(path.parent / "runs")]
     by_name = {run.name: run for run in reversed(beside)}  # the folder asked for goes first
-    close = difflib.get_close_matches(path.name, by_name, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {by_name[close[0]]}?"
+    meant = nearest(path.name, by_name)
+    if meant is not None:
+        return f"Did you mean {by_name[meant]}?"
     if by_name:
         names = ", ".join(str(run) for run in beside[:8])
         return f"The runs are {names}{', ...' if len(beside) > 8 else ''}."

@@ -1,6 +1,5 @@
 """Tasks of lm-evaluation-harness: found, loaded without running code of theirs, and scored."""
 
-import difflib
 import logging
 import math
 import warnings
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixlab.core.errors import LabError, MissingPackageError
+from mixlab.core.nearest import did_you_mean
 from mixlab.evals.harness import HarnessModel
 from mixlab.evals.scores import Score, ratio, share
 
@@ -46,10 +46,9 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> list[Any]:
     tasks: list[Any] = []
     for name in names:
         if not _is_file(name) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             raise LabError(
                 f"task = {name!r}: expected the name of a task of lm-evaluation-harness or a YAML "
-                f"file.{f' Did you mean {close[0]!r}?' if close else ''}"
+                f"file.{did_you_mean(name, known)}"
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,6 +1,5 @@
 """The web application: endpoints, their description, and errors in one form."""
 
-import difflib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mixlab import __version__
+from mixlab.core.nearest import did_you_mean
 from mixlab.serve.answers import ChatCompletion, Completion, ErrorBody
 from mixlab.serve.errors import ApiError
 from mixlab.serve.gate import App, Gate
@@ -179,8 +179,7 @@ def _explain(error: RequestValidationError) -> ApiError:
     if first["type"] == "extra_forbidden":
         name = where[-1]
         known = {*CompletionRequest.model_fields, *ChatRequest.model_fields}
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known)
         return ApiError(
             400, f"{'.'.join(where)!r}: expected a known field.{hint}", param=name,
             code="unknown_parameter",

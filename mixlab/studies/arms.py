@@ -1,11 +1,11 @@
 """The arms of a study by name: those of `arms`, crossed with the points of the grid."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mixlab.core.errors import LabError
+from mixlab.core.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from mixlab.studies.study_file import StudyFile
@@ -70,8 +70,7 @@ def _check_arms(study: "StudyFile", specs: list[ArmSpec]) -> None:
     if len(specs) > MAX_ARMS:
         raise LabError(f"arms: expected at most {MAX_ARMS}, but there are {len(specs)}.")
     if study.baseline is not None and study.baseline not in names:
-        close = difflib.get_close_matches(study.baseline, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(study.baseline, names)
         raise LabError(
             f"baseline = {study.baseline!r}: expected one of the arms "
             f"{', '.join(names[:20])}.{hint}"

@@ -1,11 +1,11 @@
 """The figures that arms can be ranked by, and where a finished run keeps them."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mixlab.core.errors import ConfigError
+from mixlab.core.nearest import did_you_mean
 
 
 class Metric(NamedTuple):
@@ -57,10 +57,9 @@ def find_metric(name: str, kinds: set[str]) -> Metric:
     """
     known = [m for m in metric_names(sorted(kinds)[0]) if all(m in metric_names(k) for k in kinds)]
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         raise ConfigError(
             "metric", name, f"a figure that every run of the study has: {', '.join(known)}",
-            f"Did you mean {close[0]!r}?" if close else "",
+            did_you_mean(name, known).strip(),
         )  # fmt: skip
     place, _, figure = name.partition(".")
     lower, unit = _FIGURES[sorted(kinds)[0]][place][figure]

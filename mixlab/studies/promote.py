@@ -1,6 +1,5 @@
 """`mixlab study promote`: an arm that proved itself, written down as a recipe."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mixlab.core.config import dump_yaml
 from mixlab.core.errors import LabError
 from mixlab.core.json_files import write_bytes_atomically
+from mixlab.core.nearest import did_you_mean
 from mixlab.core.recipes import list_recipes
 from mixlab.studies.results import collect
 from mixlab.studies.tuning import with_rate
@@ -51,8 +51,7 @@ def _arm_row(results: dict[str, Any], arm: str) -> dict[str, Any]:
         if row["name"] == arm:
             return row
     names = [row["name"] for row in results["arms"]]
-    close = difflib.get_close_matches(arm, names, n=1, cutoff=0.4)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(arm, names)
     raise LabError(f"arm = {arm!r}: expected one of {', '.join(names)}.{hint}")
 
 

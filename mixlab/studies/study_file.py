@@ -5,21 +5,19 @@ how the learning rate of each arm is found. Reading one needs no torch; `design.
 it means.
 """
 
-import difflib
-import re
-from importlib.resources import files
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml, to_tree
+from mixlab.core.config import Config, Tree, decode, to_tree
 from mixlab.core.errors import ConfigError, LabError, Rule
+from mixlab.core.packaged import Packaged
 from mixlab.studies.arms import Changes, arm_specs
 from mixlab.studies.runner import RunnerConfig
 from mixlab.training.length import Length
 
+_STUDIES = Packaged("study", "studies/packaged")
 LENGTHS = ("tokens", "steps", "flops", "seconds")
 SIZES = ("params", "active_params")
 TOLERANCE = 0.01
@@ -206,12 +204,7 @@ def _check_seeds(field: str, seeds: list[int]) -> None:
 
 def packaged_studies() -> list[str]:
     """The names of the studies that come with mixlab."""
-    folder = files("mixlab") / "studies" / "packaged"
-    if not folder.is_dir():
-        return []
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
+    return _STUDIES.names()
 
 
 def load_study(name_or_file: str) -> StudyFile:
@@ -229,19 +222,4 @@ def load_study(name_or_file: str) -> StudyFile:
 
 def study_tree(name_or_file: str) -> Tree:
     """The tree of a study file with its name filled in."""
-    names = packaged_studies()
-    if name_or_file in names:
-        file = files("mixlab") / "studies" / "packaged" / f"{name_or_file}.yaml"
-        tree = parse_yaml(file.read_text(encoding="utf-8"), f"study {name_or_file}")
-        return {"name": name_or_file, **tree}
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        close = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LabError(
-            f"study = {name_or_file!r}: expected one of {', '.join(names) or '(none packaged)'}, "
-            f"or a YAML file.{hint}"
-        )
-    tree = read_yaml(path)
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "study"
-    return {"name": stem, **tree}
+    return _STUDIES.find(name_or_file)[0]

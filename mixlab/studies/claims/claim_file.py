@@ -1,18 +1,17 @@
 """The claim file: a sentence, the study that tests it, and what must hold between its arms."""
 
-import difflib
-import re
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from mixlab.core.config import Config, Tree, decode, parse_yaml, read_yaml
+from mixlab.core.config import Config, decode
 from mixlab.core.errors import LabError, Rule
+from mixlab.core.nearest import did_you_mean
+from mixlab.core.packaged import Packaged
 from mixlab.studies.arms import arm_specs
 from mixlab.studies.study_file import StudyFile, load_study
 
+_CLAIMS = Packaged("claim", "studies/claims/packaged")
 QUANTITIES = ("seconds", "flops", "tokens", "memory_bytes", "state_bytes", "decode_ms")
 """What a claim can be about besides the metric of its study; less is better."""
 
@@ -107,9 +106,7 @@ class Claim(NamedTuple):
 
 def packaged_claims() -> list[str]:
     """The names of the claims that come with mixlab."""
-    return sorted(
-        f.name.removesuffix(".yaml") for f in _folder().iterdir() if f.name.endswith(".yaml")
-    )
+    return _CLAIMS.names()
 
 
 def load_claim(name_or_file: str) -> Claim:
@@ -119,11 +116,11 @@ def load_claim(name_or_file: str) -> Claim:
         LabError: no such claim or study, an arm that the study lacks, a metric that nobody
             measures, or a quantity that the study does not hold equal.
     """
-    tree, beside = _tree(name_or_file)
+    tree, file = _CLAIMS.find(name_or_file)
     claim = decode(ClaimFile, tree)
     source = claim.study
-    if beside is not None and (beside / source).is_file():
-        source = str(beside / source)
+    if file is not None and (file.parent / source).is_file():
+        source = str(file.parent / source)
     study = load_study(source)
     _check_arms(claim, [spec.name for spec in arm_specs(study)])
     metric = claim.metric
@@ -145,32 +142,9 @@ def _check_arms(claim: ClaimFile, arms: list[str]) -> None:
     for statement in claim.statements:
         for name in statement.arms:
             if name not in arms:
-                close = difflib.get_close_matches(name, arms, n=1, cutoff=0.4)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise LabError(
                     f"arm = {name!r}: expected an arm of the study {claim.study}: "
-                    f"{', '.join(arms[:20])}.{hint}"
+                    f"{', '.join(arms[:20])}.{did_you_mean(name, arms)}"
                 )
         if len(set(statement.others)) < len(statement.others) or statement.arm in statement.others:
             raise LabError(f"{statement.arms}: expected every arm of a statement once.")
-
-
-def _folder() -> Any:
-    return files("mixlab") / "studies" / "claims" / "packaged"
-
-
-def _tree(name_or_file: str) -> tuple[Tree, Path | None]:
-    """The file's tree with a name, and the folder it lies in if it is not packaged."""
-    names = packaged_claims()
-    if name_or_file in names:
-        text = (_folder() / f"{name_or_file}.yaml").read_text(encoding="utf-8")
-        return {"name": name_or_file, **parse_yaml(text, f"claim {name_or_file}")}, None
-    path = Path(name_or_file)
-    if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        close = difflib.get_close_matches(name_or_file, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise LabError(
-            f"claim = {name_or_file!r}: expected one of {', '.join(names)}, or a YAML file.{hint}"
-        )
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "claim"
-    return {"name": stem, **read_yaml(path)}, path.parent
