@@ -11,6 +11,7 @@ from mixlab.infer.sampler import SamplingConfig
 from mixlab.jobs.answers import has_examples, sample_answers, write_answers
 from mixlab.jobs.experts import has_experts, write_expert_choice
 from mixlab.jobs.looped import depth_figures, is_looped
+from mixlab.jobs.memory import peak_memory_bytes
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import Session
 from mixlab.report.experts import write_experts_picture
@@ -54,6 +55,7 @@ def finish(
         "eval_s": progress.eval_s,
         "save_s": progress.save_s,
         "first_step_s": first_step_s,
+        "peak_memory_bytes": peak_memory_bytes(session.hardware.device),
         "final": validation[-1] if validation else None,
         "best": best,
     }

@@ -51,6 +51,17 @@ Measure = Callable[[int, bool], Trial | None]
 """(sequences, recomputes) -> what it took; None if it did not fit."""
 
 
+def forget_peak(device: torch.device) -> None:
+    """From here on `peak_memory_bytes` counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """Most of a GPU's memory that was allocated at once since `forget_peak`; None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def limit_memory(train: TrainConfig, hardware: Hardware) -> None:
     """Hold this process to the memory that it is granted, as a smaller card would."""
     if hardware.device.type == "cuda" and isinstance(train.memory, float):

@@ -19,7 +19,7 @@ from mixlab.jobs.device import Hardware, describe
 from mixlab.jobs.finish import finish, finish_failed
 from mixlab.jobs.kinds import AnyData, AnySession, kind_of
 from mixlab.jobs.launched import command_as_launched
-from mixlab.jobs.memory import is_out_of_memory, limit_memory, out_of_memory
+from mixlab.jobs.memory import forget_peak, is_out_of_memory, limit_memory, out_of_memory
 from mixlab.jobs.recorder import FollowingRecorder, RunRecorder, restore
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.signals import stop_on_signals
@@ -84,6 +84,7 @@ def run_sitting(
             with screen.task("Measuring the validation loss", None):
                 return session.evaluate()
 
+        forget_peak(hardware.device)  # of trials and checks
         try:
             with stop_on_signals(screen.note) as stop:
                 outcome = train(

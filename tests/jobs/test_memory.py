@@ -177,6 +177,17 @@ class MadeUpCard:
         return self._accumulate(model, batches, **settings)
 
 
+def test_the_peak_of_a_run_leaves_out_what_came_before(monkeypatch):
+    card = MadeUpCard(monkeypatch, total=64 * memory.GB, base=3, per_sequence=1)
+    card.peak = 70  # of trials
+    gpu = torch.device("cuda")
+    assert memory.peak_memory_bytes(gpu) == 70
+    memory.forget_peak(gpu)
+    assert memory.peak_memory_bytes(gpu) == 3
+    memory.forget_peak(torch.device("cpu"))
+    assert memory.peak_memory_bytes(torch.device("cpu")) is None
+
+
 def tried_on(card_of, tiny_recipe, *settings):
     """What the trials of a real model choose, on a card with made-up memory."""
     config = load_config(str(tiny_recipe), ["train.batch_size=8", "train.memory=auto", *settings])

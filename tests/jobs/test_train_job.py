@@ -256,5 +256,6 @@ def test_the_summary_tells_where_the_time_went(uninterrupted):
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert 0 < summary["eval_s"] + summary["save_s"] < summary["train_s"]
     assert 0 < summary["first_step_s"] < 600
+    assert summary["peak_memory_bytes"] is None  # on a CPU
     report = (uninterrupted / "report.md").read_text()
     assert "% for evaluations" in report and "until the first step" in report
