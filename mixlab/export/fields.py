@@ -54,11 +54,15 @@ class Fields:
             self.refuse(name, value, "a value")
         return default if value is None else value
 
-    def count(self, name: str, default: Any = _ABSENT, *, least: int = 1) -> int:
+    def count(
+        self, name: str, default: Any = _ABSENT, *, least: int = 1, most: int | None = None
+    ) -> int:
         """A whole number of at least `least`."""
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self.refuse(name, value, f"a whole number from {least}")
+        if most is not None and value > most:
+            self.refuse(name, value, f"at most {most}")
         return value
 
     def number(self, name: str, default: Any = _ABSENT) -> float:

@@ -11,7 +11,7 @@ from mixlab.core.config import Tree
 from mixlab.export.fields import Fields
 from mixlab.export.moves import Move, same, scaled
 from mixlab.nn.channel_mixers.base import ChannelMixerConfig
-from mixlab.nn.language_model import LanguageModelConfig
+from mixlab.nn.language_model import MAX_LAYERS, LanguageModelConfig
 from mixlab.nn.sequence_mixers.base import SequenceMixerConfig
 
 Engine = Literal["transformers", "vLLM", "SGLang", "llama.cpp"]
@@ -156,7 +156,7 @@ def read_common(fields: Fields, *, tied_default: bool = False) -> Tree:
     return {
         "vocab_size": fields.count("vocab_size"),
         "d_model": fields.count("hidden_size"),
-        "n_layers": fields.count("num_hidden_layers"),
+        "n_layers": fields.count("num_hidden_layers", most=MAX_LAYERS),
         "max_seq_len": fields.count("max_position_embeddings"),
         "norm_eps": fields.number("rms_norm_eps"),
         "tie_embeddings": fields.flag("tie_word_embeddings", tied_default),

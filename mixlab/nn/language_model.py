@@ -20,6 +20,7 @@ from mixlab.nn.recursion.looped import Looped, LoopedConfig
 from mixlab.nn.rotary import RotaryAngles
 from mixlab.ops.packing import Packing
 
+MAX_LAYERS = 1000
 RESIDUAL_WRITERS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 """Endings of the parameters whose output is added to the residual stream."""
 
@@ -31,7 +32,7 @@ class LanguageModelConfig(Config):
     """Rows of the embedding; at least the tokenizer's vocabulary."""
     d_model: PositiveInt
     """Width of the residual stream."""
-    n_layers: int = Field(ge=1, le=1000)
+    n_layers: int = Field(ge=1, le=MAX_LAYERS)
     """Blocks in the stack."""
     blocks: dict[str, BlockConfig] = Field(min_length=1)
     """The kinds of block, by names that `pattern` uses."""

@@ -64,6 +64,7 @@ def refused(folder) -> str:
         ("Llama", "model_type", "hrm_text", "two stacks"),
         ("Llama", "auto_map", {"AutoModelForCausalLM": "modeling.Evil"}, "asks for code"),
         ("Llama", "num_hidden_layers", 3, "the weights have no model.layers.2"),
+        ("Llama", "num_hidden_layers", 10**9, "num_hidden_layers = 1000000000: expected at most"),
         ("Llama", "intermediate_size", 41, "has the shape"),
         ("Llama", "tie_word_embeddings", True, "is not model.embed_tokens.weight"),
         ("Qwen3, windows", "layer_types", ["full_attention"], "expected 3 of full_attention"),
