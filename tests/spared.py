@@ -15,10 +15,7 @@ PICTURES: dict[str, Any] = {
         "write_refinement_pictures",
     )
 }
-RATE: dict[str, Any] = {
-    f"mixlab.jobs.{module}.measure_matmul_flops": lambda *args: 1e11
-    for module in ("session", "refine.session")
-}
+RATE: dict[str, Any] = {"mixlab.jobs.planning.measure_matmul_flops": lambda *args: 1e11}
 """Functions by name, and what stands in for them."""
 
 

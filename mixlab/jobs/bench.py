@@ -14,20 +14,19 @@ from mixlab.core import units
 from mixlab.core.errors import ConfigError
 from mixlab.data.synthetic import RandomText
 from mixlab.jobs.config import AnyRunConfig, RunConfig
-from mixlab.jobs.court.preferences import loss_backend, preferred_kernels
+from mixlab.jobs.court.preferences import preferred_kernels
 from mixlab.jobs.court.session import hold_court
 from mixlab.jobs.device import Hardware, describe, measure_matmul_flops, settle_hardware
 from mixlab.jobs.kernel_times import KindTime, kernel_times
 from mixlab.jobs.kinds import kind_of
 from mixlab.jobs.memory import fit_memory, told_of_memory
 from mixlab.jobs.screen import Screen
-from mixlab.jobs.session import ready_model
+from mixlab.jobs.session import language_modelling, ready_model
 from mixlab.nn.recursion.whole_row import row_backend
 from mixlab.nn.sequence_mixers.attention import AttentionConfig
 from mixlab.parallel import ALONE, World
 from mixlab.training import phases
 from mixlab.training.generators import seed_rank
-from mixlab.training.language_modelling import LanguageModelling
 from mixlab.training.objective import Objective, update
 from mixlab.training.optimizers.base import Optimizer
 from mixlab.training.phases import Phase
@@ -188,16 +187,8 @@ def _ready(
         session = kind.open_session(config, kind.prepare_data(config, screen), hardware)
         return session.objective, session.optimizer
     model = ready_model(config, hardware)
-    objective = LanguageModelling(
-        model,
-        RandomText(config.model.vocab_size, config.data.seq_len, config.seed, mean_document),
-        batch_size=config.train.batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        compute_dtype=hardware.compute_dtype,
-        world=hardware.world,
-        loss_backend=loss_backend(config, hardware.kernels),
-        cuda_graphs=config.train.cuda_graphs,
-    )
+    text = RandomText(config.model.vocab_size, config.data.seq_len, config.seed, mean_document)
+    objective = language_modelling(config, model, text, hardware)
     return objective, config.train.optimizer.build(model.named_parameters())
 
 

@@ -19,7 +19,8 @@ from mixlab.evals.language_modelling import evaluate
 from mixlab.jobs.compiling import compile_blocks
 from mixlab.jobs.config import RunConfig
 from mixlab.jobs.court.preferences import loss_backend, prefer_kernels
-from mixlab.jobs.device import Hardware, measure_matmul_flops
+from mixlab.jobs.device import Hardware
+from mixlab.jobs.planning import plan_training
 from mixlab.jobs.screen import Screen
 from mixlab.nn.budget import Budget, model_budget
 from mixlab.nn.language_model import LanguageModel, build_model
@@ -162,16 +163,11 @@ class Session:
 
     def plan(self, n_steps: int) -> Plan:
         """What the loop needs to know."""
-        train = self.config.train
-        return Plan(
-            train=train,
-            eval=self.config.eval,
-            checkpoint=self.config.checkpoint,
-            n_steps=n_steps,
+        return plan_training(
+            self.config,
+            self.hardware,
+            n_steps,
             flops_per_token=self.budget.train_flops_per_token,
-            peak_flops=self.hardware.world.size
-            * measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
-            decay_start=train.schedule.decay_start(n_steps),
             tokens_per_example=self.config.data.seq_len,
         )
 
@@ -225,20 +221,27 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         optimizer=config.train.optimizer.build(model.named_parameters()),
         ema=ema,
         loader=loader,
-        objective=LanguageModelling(
-            model,
-            loader,
-            batch_size=config.train.batch_size,
-            micro_batch_size=config.train.micro_batch_size,
-            compute_dtype=hardware.compute_dtype,
-            world=hardware.world,
-            loss_backend=loss_backend(config, hardware.kernels),
-            cuda_graphs=config.train.cuda_graphs,
-        ),
+        objective=language_modelling(config, model, loader, hardware),
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,
         context=context,
         notes=notes,
+    )
+
+
+def language_modelling(
+    config: RunConfig, model: LanguageModel, loader: Loader, hardware: Hardware
+) -> LanguageModelling:
+    """What a language model is trained to do, as the config says and the hardware allows."""
+    return LanguageModelling(
+        model,
+        loader,
+        batch_size=config.train.batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        compute_dtype=hardware.compute_dtype,
+        world=hardware.world,
+        loss_backend=loss_backend(config, hardware.kernels),
+        cuda_graphs=config.train.cuda_graphs,
     )
 
 

@@ -21,7 +21,6 @@ from mixlab.jobs.standing import is_in_use, last_summary
 from mixlab.nn.language_model import LanguageModel, build_model
 from mixlab.nn.recursion.loop_pass import Loops
 from mixlab.training import checkpoint as checkpoints
-from mixlab.training.optimizers.base import copy_exactly
 
 DEFAULT_SAMPLING = SamplingConfig(top_k=40)
 
@@ -200,9 +199,7 @@ def open_trained(
     is_training = is_in_use(run)
     loaded = _load(run, which, is_training)
     model = build_model(config.model.portable(), config.seed)
-    checkpoints.load_module(model, loaded.tensors["model"])
-    if "ema" in loaded.tensors:
-        copy_exactly(dict(model.named_parameters()), loaded.tensors["ema"], "the averaged weights")
+    checkpoints.load_evaluated(model, loaded)
     use_chosen_threshold(run, model)
     loops = decoding_loops(model, depth, threshold)
     device = "cuda" if torch.cuda.is_available() else "cpu"

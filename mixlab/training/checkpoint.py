@@ -304,6 +304,18 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     copy_exactly(module.state_dict(), tensors, "the model")
 
 
+def load_evaluated(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy the weights that were evaluated: the average of the parameters, if the run keeps one.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ.
+    """
+    load_module(module, checkpoint.tensors["model"])
+    if "ema" in checkpoint.tensors:
+        averaged = checkpoint.tensors["ema"]
+        copy_exactly(dict(module.named_parameters()), averaged, "the averaged weights")
+
+
 def newest_good(folder: Path) -> Path | None:
     """The checkpoint with the most steps of those that pass every check."""
     for step in reversed(steps(folder)):

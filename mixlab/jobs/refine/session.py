@@ -12,7 +12,8 @@ from mixlab.core.cache import cache_dir
 from mixlab.core.run_dir import RunDir
 from mixlab.evals.refinement import Trace, figures, trace
 from mixlab.jobs.config import RefineRunConfig
-from mixlab.jobs.device import Hardware, measure_matmul_flops
+from mixlab.jobs.device import Hardware
+from mixlab.jobs.planning import plan_training
 from mixlab.jobs.screen import Screen
 from mixlab.jobs.session import require_memory_for, update_seconds
 from mixlab.nn.recursion.refiner import Refiner, RefinerBudget, build_refiner, refiner_budget
@@ -113,17 +114,8 @@ class RefineSession:
 
     def plan(self, n_steps: int) -> Plan:
         """What the loop needs to know."""
-        train = self.config.train
-        return Plan(
-            train=train,
-            eval=self.config.eval,
-            checkpoint=self.config.checkpoint,
-            n_steps=n_steps,
-            flops_per_token=self.budget.train_flops_per_token,
-            peak_flops=self.hardware.world.size
-            * measure_matmul_flops(self.hardware.device, self.hardware.compute_dtype),
-            decay_start=train.schedule.decay_start(n_steps),
-        )
+        flops_per_token = self.budget.train_flops_per_token
+        return plan_training(self.config, self.hardware, n_steps, flops_per_token=flops_per_token)
 
 
 def _equal_share(n: int, world: World) -> np.ndarray:

@@ -13,7 +13,6 @@ from mixlab.jobs.trained import find_checkpoint
 from mixlab.nn.recursion.refiner import Refiner, build_refiner
 from mixlab.tasks.base import Task
 from mixlab.training import checkpoint as checkpoints
-from mixlab.training.optimizers.base import copy_exactly
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ def open_refiner(path: Path | str, which: str | int = "best") -> TrainedSolver:
         )
     loaded = checkpoints.load(find_checkpoint(run, which))
     model = build_refiner(config.model, config.seed)
-    checkpoints.load_module(model, loaded.tensors["model"])
-    if "ema" in loaded.tensors:
-        copy_exactly(dict(model.named_parameters()), loaded.tensors["ema"], "the averaged weights")
+    checkpoints.load_evaluated(model, loaded)
     found = run.read_json("refinement.json") or {}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TrainedSolver(
