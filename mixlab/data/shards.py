@@ -38,14 +38,14 @@ def cut_windows(stream: np.ndarray, eos_id: int, windows: np.ndarray, seq_len: i
     return Sequences(np.ascontiguousarray(tokens), np.ascontiguousarray(targets), segments)
 
 
-class TokenShards:
+class StoredTokens:
     """The tokens of one split, read through a memory map.
 
     Attributes:
         name: "train", "validation" or "test".
-        tokens: (n_tokens,) uint16 or uint32; documents in hash order, EOS after each.
+        tokens: (n_tokens,) uint16 or uint32; documents in hash order.
         starts: (n_documents + 1,) int64, where each document begins; the last is n_tokens.
-        eos_id: the id that ends each document.
+        eos_id: the id that ends documents.
         token_bytes: (vocab_size,) float32, bytes that each id stands for in this split.
     """
 
@@ -67,6 +67,10 @@ class TokenShards:
     @property
     def n_documents(self) -> int:
         return len(self.starts) - 1
+
+
+class TokenShards(StoredTokens):
+    """Plain text: the end-of-text token after each document, and sequences cut from the stream."""
 
     def n_windows(self, seq_len: int) -> int:
         """Sequences that fit: they share no token, and one more token is the last one's target."""

@@ -265,3 +265,16 @@ class Task(Config):
         cols = self.shape[1]
         chars = "".join(self.alphabet[token] for token in np.asarray(tokens).tolist())
         return [chars[i : i + cols] for i in range(0, len(chars), cols)]
+
+
+class SquareTask(Task):
+    """Base of the tasks on square grids; a family has a field `size`, the cells per row."""
+
+    @property
+    def side(self) -> int:
+        """Cells per row."""
+        return self.size  # type: ignore[attr-defined]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.side, self.side

@@ -18,48 +18,31 @@ from mixlab.data.chat.rows import pack
 from mixlab.data.chat.templates import TEMPLATES, ChatFormat
 from mixlab.data.documents import counted
 from mixlab.data.progress import Advance
-from mixlab.data.shards import IGNORE, Sequences
+from mixlab.data.shards import IGNORE, Sequences, StoredTokens
 from mixlab.data.snapshot import Snapshot
 
 _GROUP = 4096  # examples that are encoded at once
 
 
-class ExampleShards:
-    """The examples of one split.
+class ExampleShards(StoredTokens):
+    """The examples of one split, each a document.
 
     Attributes:
-        name: "train", "validation" or "test".
-        tokens: (n_tokens,) uint16 or uint32, examples in hash order.
-        starts: (n_documents + 1,) int64, where each example begins; the last is n_tokens.
         is_answer: (n_tokens,) bool, what a model learns to write.
         eos_id: fills what is left of a row.
-        token_bytes: (vocab_size,) float32, bytes that each id stands for in this split.
     """
 
     def __init__(
         self, folder: Path, name: str, facts: dict[str, Any], token_bytes: np.ndarray,
         chat: ChatConfig,
     ) -> None:  # fmt: skip
-        self.name, self.facts, self.chat = name, facts, chat
+        super().__init__(folder, name, facts, token_bytes)
+        self.chat = chat
         self._folder = folder
-        self.eos_id: int = facts["eos_id"]
-        self.token_bytes = token_bytes
-        self.tokens = np.asarray(
-            np.memmap(folder / f"{name}.tokens.bin", dtype=facts["dtype"], mode="r")
-        )
-        self.starts = np.fromfile(folder / f"{name}.starts.bin", dtype="<i8")
         self.is_answer = np.asarray(
             np.memmap(folder / f"{name}.answers.bin", dtype=np.bool_, mode="r")
         )
         self._packed: dict[int, _Packed] = {}
-
-    @property
-    def n_tokens(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def n_documents(self) -> int:
-        return len(self.starts) - 1
 
     def n_windows(self, seq_len: int) -> int:
         """Rows of `seq_len` tokens that hold all examples which fit."""

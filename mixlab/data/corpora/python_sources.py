@@ -23,17 +23,27 @@ _STDLIB_GENERATED = re.compile(
 _STDLIB_BUILD_FOLDER = re.compile(r"^config-[^/]*$")  # makefiles and build scripts
 
 
-class PythonStdlib(CorpusConfig):
-    """Sources of the running interpreter's standard library, without tests and tables."""
-
-    kind: Literal["python-stdlib"] = "python-stdlib"
+class _PythonFiles(CorpusConfig):
+    """Sources that belong to the running interpreter."""
 
     def documents(self, report: SourceReport) -> Iterator[Document]:
-        report.facts["python"] = _python_version()
-        yield from _read(self._files(report), report)
+        report.facts |= {"python": _python_version(), "document": "file"}
+        for file in self._files(report):
+            text = read_text(file, report)
+            if text is not None:
+                yield Document(file.name, text)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"python": _python_version(), **fingerprint(self._files(SourceReport()))}
+
+    def _files(self, report: SourceReport) -> list[SourceFile]:
+        raise NotImplementedError
+
+
+class PythonStdlib(_PythonFiles):
+    """Sources of the running interpreter's standard library, without tests and tables."""
+
+    kind: Literal["python-stdlib"] = "python-stdlib"
 
     def _files(self, report: SourceReport) -> list[SourceFile]:
         root = Path(sysconfig.get_path("stdlib"))
@@ -49,20 +59,13 @@ class PythonStdlib(CorpusConfig):
         return stat_files(walk(root, keep, enter), report)
 
 
-class PythonPackages(CorpusConfig):
+class PythonPackages(_PythonFiles):
     """Sources of all packages installed beside the running interpreter, without their tests.
 
     The licences of these packages differ: train on them locally, do not pass the text on.
     """
 
     kind: Literal["python-packages"] = "python-packages"
-
-    def documents(self, report: SourceReport) -> Iterator[Document]:
-        report.facts["python"] = _python_version()
-        yield from _read(self._files(report), report)
-
-    def fingerprint(self) -> dict[str, Any]:
-        return {"python": _python_version(), **fingerprint(self._files(SourceReport()))}
 
     def _files(self, report: SourceReport) -> list[SourceFile]:
         # Usually one folder under two names; some systems do keep compiled packages apart.
@@ -81,11 +84,3 @@ class PythonPackages(CorpusConfig):
 
 def _python_version() -> str:
     return f"{platform.python_implementation()} {platform.python_version()}"
-
-
-def _read(files: list[SourceFile], report: SourceReport) -> Iterator[Document]:
-    report.facts["document"] = "file"
-    for file in files:
-        text = read_text(file, report)
-        if text is not None:
-            yield Document(file.name, text)

@@ -10,16 +10,16 @@ accuracy of a run is the share of queries that it answers rightly. `tasks.recall
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import PositiveInt
 
 from mixlab.core.config import to_tree
-from mixlab.data.chat.messages import Message, to_text
+from mixlab.data.chat.messages import Message
 from mixlab.data.corpora.base import CorpusConfig
-from mixlab.data.corpora.task import SET_SEED
+from mixlab.data.corpora.task import task_documents
 from mixlab.data.documents import Document, SourceReport
 from mixlab.tasks.recall import Recall
-from mixlab.tasks.sets import build_set
-from mixlab.tasks.splits import SPLIT_VERSION, SPLITS
+from mixlab.tasks.splits import SPLIT_VERSION
 
 
 class RecallText(CorpusConfig):
@@ -41,14 +41,10 @@ class RecallText(CorpusConfig):
     """Examples that are measured once, at the end."""
 
     def documents(self, report: SourceReport) -> Iterator[Document]:
-        report.facts |= {"document": "example", "task": self.task.name}
         sizes = (self.n_train, self.n_validation, self.n_test)
-        for split, n in zip(SPLITS, sizes, strict=True):
-            answers = build_set(self.task, split, n, SET_SEED).labels
-            for i, answer in enumerate(answers):
-                yield Document(f"{split}/{i}", to_text(self._turns(answer)))
+        yield from task_documents(self.task, sizes, report, self._turns)
 
-    def _turns(self, answer: Any) -> list[Message]:
+    def _turns(self, question: np.ndarray, answer: np.ndarray) -> list[Message]:
         """The pairs with the first query, its answer, the next query, its answer, ..."""
         letters = [self.task.alphabet[token] for token in answer]
         n = 2 * self.task.n_pairs

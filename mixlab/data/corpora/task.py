@@ -1,9 +1,10 @@
 """The reasoning tasks as questions and answers in text, for models that read and write."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import PositiveInt
 
 from mixlab.core.config import to_tree
@@ -11,11 +12,30 @@ from mixlab.data.chat.messages import Message, to_text
 from mixlab.data.corpora.base import CorpusConfig
 from mixlab.data.documents import Document, SourceReport
 from mixlab.tasks import TASKS
+from mixlab.tasks.base import Task
 from mixlab.tasks.sets import build_set
 from mixlab.tasks.splits import SPLIT_VERSION, SPLITS
 
 SET_SEED = 1
 """Runs of a task share their sets, whatever the seed of the run."""
+
+
+def task_documents(
+    task: Task,
+    sizes: Sequence[int],
+    report: SourceReport,
+    turns: Callable[[np.ndarray, np.ndarray], Sequence[Message]],
+) -> Iterator[Document]:
+    """So many examples of every split, named by split and number.
+
+    `turns` makes a conversation of the tokens of a question and of its answer.
+    """
+    report.facts |= {"document": "example", "task": task.name}
+    for split, n in zip(SPLITS, sizes, strict=True):
+        examples = build_set(task, split, n, SET_SEED)
+        pairs = zip(examples.inputs, examples.labels, strict=True)
+        for i, (question, answer) in enumerate(pairs):
+            yield Document(f"{split}/{i}", to_text(turns(question, answer)))
 
 
 class TaskQuestions(CorpusConfig):
@@ -37,16 +57,14 @@ class TaskQuestions(CorpusConfig):
     """Examples that are measured once, at the end."""
 
     def documents(self, report: SourceReport) -> Iterator[Document]:
-        report.facts |= {"document": "example", "task": self.task.name}
         sizes = (self.n_train, self.n_validation, self.n_test)
-        for split, n in zip(SPLITS, sizes, strict=True):
-            examples = build_set(self.task, split, n, SET_SEED)
-            for i, (question, answer) in enumerate(
-                zip(examples.inputs, examples.labels, strict=True)
-            ):
-                asked = Message("user", self.task.question_text(question))
-                given = Message("assistant", self.task.answer_text(question, answer))
-                yield Document(f"{split}/{i}", to_text([asked, given]))
+        yield from task_documents(self.task, sizes, report, self._turns)
+
+    def _turns(self, question: np.ndarray, answer: np.ndarray) -> list[Message]:
+        return [
+            Message("user", self.task.question_text(question)),
+            Message("assistant", self.task.answer_text(question, answer)),
+        ]
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -23,10 +23,6 @@ class MazeFile(WrittenTask, MazeRules):
     size: int = Field(default=30, ge=4, le=64)
     """Cells per row."""
 
-    @property
-    def side(self) -> int:
-        return self.size
-
     def read_row(self, row: Row, where: str) -> Example:
         question = self._read(row.question, f"{where}, question", "#.SG")
         try:

@@ -60,10 +60,6 @@ class Maze(MazeRules):
         style = "" if self.style == "scatter" else "-carved"
         return f"maze-{self.size}x{self.size}-path-{self.min_path}{style}"
 
-    @property
-    def side(self) -> int:
-        return self.size
-
     def example(self, seed: int, index: int) -> Example:
         settings = f"{self.name} {self.walls} {self.only_path} {self.generator_version}"
         rng = generator(settings, seed, index)

@@ -9,27 +9,18 @@ from typing import ClassVar
 import numpy as np
 
 from mixlab.core.errors import DataError
-from mixlab.tasks.base import Task
+from mixlab.tasks.base import SquareTask
 from mixlab.tasks.draws import words
 from mixlab.tasks.maze.paths import n_steps, shortest_path, stride
 
 WALL, FREE, START, GOAL, PATH = 1, 2, 3, 4, 5
 
 
-class MazeRules(Task):
+class MazeRules(SquareTask):
     """A square maze; the answer marks the free cells of a shortest path from S to G."""
 
     blank_token: ClassVar[int] = FREE
     symmetries: ClassVar[str] = "the eight rotations and reflections; exchanging S and G"
-
-    @property
-    def side(self) -> int:
-        """Cells per row."""
-        raise NotImplementedError
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.side, self.side
 
     @property
     def alphabet(self) -> str:

@@ -50,10 +50,6 @@ class SudokuDug(SudokuRules):
         grade = "" if self.grade == "any" else f"-{self.grade}"
         return f"sudoku-dug-{self.size}x{self.size}-{self.blanks[0]}-{self.blanks[1]}{grade}"
 
-    @property
-    def side(self) -> int:
-        return self.size
-
     def example(self, seed: int, index: int) -> Example:
         rng = generator(f"{self.name} {self.generator_version}", seed, index)
         n_blanks = rng.randint(*self.blanks)

@@ -27,10 +27,6 @@ class SudokuFile(WrittenTask, SudokuRules):
     """Solve every puzzle to grade it, which also refuses those with several solutions. Takes some
     milliseconds per puzzle. Otherwise only the answer is held against the rules and the givens."""
 
-    @property
-    def side(self) -> int:
-        return self.size
-
     def read_row(self, row: Row, where: str) -> Example:
         question = self._read(row.question.replace("0", "."), f"{where}, question")
         if (question != BLANK).sum() < self.side**2 - MAX_BLANKS[self.side]:

@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from mixlab.core.errors import DataError
-from mixlab.tasks.base import Task
+from mixlab.tasks.base import SquareTask
 from mixlab.tasks.splits import split_of
 from mixlab.tasks.sudoku.boxes import Boxes, boxes
 from mixlab.tasks.sudoku.solver import MAX_BRANCHES, SearchLimit, solutions
@@ -18,7 +18,7 @@ FIRST_DIGIT = 2
 _MAX_REDRAWS = 1000
 
 
-class SudokuRules(Task):
+class SudokuRules(SquareTask):
     """A task on Sudoku grids; a family adds where the puzzles come from."""
 
     blank_token: ClassVar[int] = BLANK
@@ -32,15 +32,6 @@ class SudokuRules(Task):
     @property
     def board(self) -> Boxes:
         return boxes(self.side)
-
-    @property
-    def side(self) -> int:
-        """Cells per row, and digits."""
-        raise NotImplementedError
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.side, self.side
 
     @property
     def alphabet(self) -> str:
