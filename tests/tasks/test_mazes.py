@@ -53,6 +53,20 @@ def test_paths_are_shortest(task: Maze) -> None:
         assert distances_and_counts(marks) == (length, 1)
 
 
+@pytest.mark.parametrize("task", KINDS, ids=lambda task: f"{task.name}-{task.only_path}")
+def test_what_training_shows_is_a_function_of_the_maze(task: Maze) -> None:
+    examples = [task.example(0, index) for index in range(40)]
+    questions = np.stack([example.question for example in examples])
+    answers = np.stack([example.answer for example in examples])
+    shown_q, shown_a = task.augment(questions, answers, 5, np.arange(40))
+    assert np.array_equal(shown_a, np.stack([task.solve(question) for question in shown_q]))
+    # Turned along with the maze, an answer is another one where several paths are shortest.
+    _, turned = super(Maze, task).augment(questions, answers, 5, np.arange(40))
+    only = [distances_and_counts(q.reshape(task.shape))[1] == 1 for q in shown_q]
+    same = (turned == shown_a).all(axis=1)
+    assert same[only].all() and (all(only) or not same.all())
+
+
 def test_scattered_walls_stay_within_their_fractions() -> None:
     task = Maze(size=30, min_path=30, walls=(0.3, 0.4))
     fracs = [(task.example(0, index).question == WALL).mean() for index in range(20)]

@@ -81,6 +81,19 @@ class Maze(MazeRules):
             + (", or set only_path to false." if self.only_path else ", or use style 'carved'.")
         )
 
+    def augment(
+        self, questions: np.ndarray, answers: np.ndarray, seed: int, indices: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Turned mazes with the paths that `solve` chooses in them.
+
+        Where several paths are shortest, a turned answer would depend on how the maze lay before,
+        which nobody can see: of the 10x10 mazes, 49 % could be answered exactly at best.
+        """
+        questions, answers = super().augment(questions, answers, seed, indices)
+        if self.only_path or self.style == "carved":
+            return questions, answers
+        return questions, np.stack([self.solve(question) for question in questions])
+
     def _scatter(self, rng: random.Random) -> int:
         """Free cells: the rest after each cell became a wall with one probability."""
         n = self.size

@@ -100,8 +100,8 @@ class MazeRules(SquareTask):
     def augment(
         self, questions: np.ndarray, answers: np.ndarray, seed: int, indices: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where several paths are shortest, the image of the stored path is one of them, though
-        not always the one that `solve` would choose."""
+        """Turned mazes and answers. Where several paths are shortest, the image of the stored one
+        is among them, though not always the one that `solve` would choose."""
         drawn = words("maze", seed, indices, 1)[:, 0] >> np.uint64(60)
         moved = []
         for grid in (questions, answers):
