@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mixlab.cli.study import drive, new_group
+from mixlab.cli.study import Executor, Folder, Smoke, Workers, drive, new_group
 
 NOT_SUPPORTED, UNDECIDED = 1, 3
 
@@ -14,8 +14,6 @@ app = new_group("Re-test a claim by a study: supported, not supported or undecid
 ClaimName = Annotated[
     str, typer.Argument(metavar="CLAIM", help="A packaged claim (mixlab list claims), or a file.")
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="At a size for a CPU, to see it work.")]
-Folder = Annotated[Path | None, typer.Option(help="The study's folder; default: studies/NAME.")]
 
 
 @app.command("run")
@@ -23,10 +21,8 @@ def run(
     claim: ClaimName,
     smoke: Smoke = False,
     folder: Folder = None,
-    executor: Annotated[
-        str | None, typer.Option(help="local, slurm or ray; default: as the study says.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.")] = None,
+    executor: Executor = None,
+    workers: Workers = None,
 ) -> None:
     """Run the claim's study, or go on with it, and give the verdict.
 

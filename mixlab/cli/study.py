@@ -31,6 +31,12 @@ Smoke = Annotated[
     bool, typer.Option("--smoke", help="All arms and seeds at a size for a CPU, to see it work.")
 ]
 Folder = Annotated[Path | None, typer.Option(help="The study's folder; default: studies/NAME.")]
+Executor = Annotated[
+    str | None, typer.Option(help="local, slurm or ray; default: as the study says.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Runs at once; default: one per GPU or core.")
+]
 
 
 @app.command("run")
@@ -38,12 +44,8 @@ def run(
     study: StudyName,
     smoke: Smoke = False,
     folder: Folder = None,
-    executor: Annotated[
-        str | None, typer.Option(help="local, slurm or ray; default: as the study says.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once; default: one per GPU or core.")
-    ] = None,
+    executor: Executor = None,
+    workers: Workers = None,
 ) -> None:
     """Run a study, or go on with it where it stands.
 
@@ -111,7 +113,7 @@ def _finish(folder: Path, results: dict[str, Any]) -> None:
 def plan(
     study: StudyName,
     smoke: Smoke = False,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once.")] = None,
+    workers: Workers = None,
 ) -> None:
     """Show arms, runs, expected time and cost before any compute is spent.
 

@@ -1,9 +1,9 @@
 """The whole config of one run, and how a recipe becomes one."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from mixlab.core.config import Config, Tree, decode, to_tree
 from mixlab.core.errors import ConfigError, Rule
@@ -21,6 +21,13 @@ class LogConfig(Config):
 
     mirrors: tuple[MIRRORS.annotation(), ...] = ()  # type: ignore[valid-type]
     """Trackers that get a copy of every figure; when one fails, the run goes on without it."""
+
+
+Checks = Annotated[
+    Literal["quick", "off"],
+    # YAML reads a bare `off` as false.
+    BeforeValidator(lambda value: "off" if value is False else value),
+]
 
 
 class RunConfig(Config):
@@ -48,13 +55,8 @@ class RunConfig(Config):
     """What it writes at the end."""
     log: LogConfig = LogConfig()
     """Who else is told."""
-    checks: Literal["quick", "off"] = "quick"
+    checks: Checks = "quick"
     """Before training, look in seconds whether the model is causal and sound; off: do not."""
-
-    @field_validator("checks", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @model_validator(mode="after")
     def _fits(self) -> "RunConfig":
@@ -131,13 +133,8 @@ class RefineRunConfig(Config):
     """How puzzles are solved in the end."""
     log: LogConfig = LogConfig()
     """Who else is told."""
-    checks: Literal["quick", "off"] = "quick"
+    checks: Checks = "quick"
     """Before training, look in seconds whether batch mates are independent; off: do not."""
-
-    @field_validator("checks", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML reads a bare `off` as false
 
     @field_validator("train")
     @classmethod
