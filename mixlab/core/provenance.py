@@ -146,6 +146,16 @@ def n_usable_cores() -> int | None:
     return os.cpu_count()
 
 
+def free_memory_bytes() -> int | None:
+    """Memory that programs can still take without swapping, where the system tells it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * found[0] if found else None
+
+
 def memory_bytes() -> int | None:
     """Physical memory of the machine, where the system tells it."""
     if sys.platform == "win32":

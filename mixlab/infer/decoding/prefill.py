@@ -38,6 +38,10 @@ class Prefill:
         is_same = dtype is None or dtype == model.embed_tokens.weight.dtype
         return model if is_same else rounded(model, dtype)
 
+    def forget(self) -> None:
+        """Round the weights anew at the next prompt."""
+        self.__dict__.pop("_model", None)
+
     def initial_state(self, n_rows: int) -> Any:
         """Of sequences that have not begun, kept in the precision of the products."""
         return self._model.initial_state(n_rows, self._precision)

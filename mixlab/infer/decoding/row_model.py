@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlab.infer.decoding.attention import AttentionStep
-from mixlab.infer.decoding.channels import MLPStep, MoEStep
-from mixlab.infer.decoding.gated_delta import GatedDeltaNetStep
-from mixlab.infer.decoding.latent import MLAStep
+from mixlab.core.provenance import free_memory_bytes
+from mixlab.core.units import size
+from mixlab.infer.decoding.layers import Layers, form_for
 from mixlab.infer.decoding.plan import plan
 from mixlab.infer.decoding.prefill import Prefill
 from mixlab.infer.decoding.prompts import Prompts
@@ -26,36 +25,15 @@ from mixlab.infer.decoding.rows import RopeTables, Rows
 from mixlab.infer.decoding.static import GraphedSteps, StaticStep, rounded_up
 from mixlab.infer.decoding.steps import (
     Backend,
-    ChannelStep,
     Form,
-    RowByRow,
-    RowCache,
-    SequenceStep,
-    Unit,
-    WholeModule,
-    product,
 )
-from mixlab.nn.block import Block
-from mixlab.nn.channel_mixers.mlp import MLP
-from mixlab.nn.channel_mixers.moe import MoE
 from mixlab.nn.language_model import LanguageModel
 from mixlab.nn.recursion.loop_pass import Loops
-from mixlab.nn.sequence_mixers.attention import Attention
-from mixlab.nn.sequence_mixers.gated_deltanet import GatedDeltaNet
-from mixlab.nn.sequence_mixers.mla import MLA
-from mixlab.ops.dtypes import at_least_float32
-from mixlab.ops.few_rows import obstacle
 
-SEQUENCE_STEPS: dict[type, Any] = {
-    Attention: AttentionStep, GatedDeltaNet: GatedDeltaNetStep, MLA: MLAStep,
-}  # fmt: skip
-CHANNEL_STEPS: dict[type, Any] = {MLP: MLPStep, MoE: MoEStep}
-"""The mixers that have a form for single tokens; all others run as they are."""
-KERNEL_DTYPES = (torch.float32, torch.float64)
-PROMPT_TOKENS = 16_384
-"""Tokens of prompts that the model's own forward pass takes at once; a bound on its memory."""
 FIRST_TOKENS = 256
 """Slots of a fresh cache."""
+PROMPT_TOKENS = 16_384
+"""Tokens of prompts that the model's own forward pass takes at once; a bound on its memory."""
 MAX_DEPTH = 2
 """Up to so many times the trained depth, tokens that leave early are taken through all loops,
 which lets rows go together; beyond, what they save by leaving is worth more."""
@@ -88,41 +66,6 @@ class RowModel(Protocol):
 # --- the fast form --------------------------------------------------------------------------------
 
 
-class FusedBlock:
-    """Both halves of a block for single tokens."""
-
-    def __init__(self, block: Block, form: Form) -> None:
-        self.sequence: SequenceStep = _step(
-            SEQUENCE_STEPS, RowByRow, block.sequence_mixer, block.sequence_norm, form
-        )
-        self.channel: ChannelStep = _step(
-            CHANNEL_STEPS, WholeModule, block.channel_mixer, block.channel_norm, form
-        )
-
-    def __call__(self, x: Tensor, cache: RowCache, rows: Rows) -> Tensor:
-        return self.channel(self.sequence(x, cache, rows))
-
-
-def _step(table: dict[type, Any], default: Any, mixer: Any, norm: Any, form: Form) -> Any:
-    """By the exact class, since one that is derived from it may compute something else."""
-    kind = table.get(type(mixer), default)
-    if kind is not default and not kind.fits(mixer):
-        kind = default
-    return kind(mixer, norm, form)
-
-
-def usual_backend(weight: Tensor, dtype: torch.dtype) -> Backend:
-    """The fastest backend for weights like these; what keeps a CPU from it is said once."""
-    if weight.device.type != "cpu" or dtype != weight.dtype or dtype not in KERNEL_DTYPES:
-        return "torch"
-    reason = obstacle(dtype)
-    if reason is None:
-        return "kernels"
-    # The same words at the same place are shown once.
-    warnings.warn(f"decoding is slower than it could be, without kernels: {reason}", stacklevel=2)
-    return "torch"
-
-
 class FusedRows:
     """Rows that go through the same layers together, looped or not."""
 
@@ -133,25 +76,27 @@ class FusedRows:
         self._model = model
         self._prefill = prefill
         self.context = model.cfg.max_seq_len
-        weight = model.embed_tokens.weight
-        dtype = precision or weight.dtype
-        self.form = Form(dtype, backend or usual_backend(weight, dtype))
-        self._blocks = [FusedBlock(block, self.form) for block in model.blocks]
-        self._norm = Unit(model.cfg.d_model, model.norm.eps, weight)
-        self._head = product(model.head_weight.detach(), None, self.form)
-        self._device = weight.device
+        self._layers = Layers(
+            model, form_for(model, precision, backend), reads_prompts=not prefill.prefix_lm
+        )
+        self._device = model.embed_tokens.weight.device
         self._plan = plan(model, prefill.loops)
-        self.prompt_tokens = PROMPT_TOKENS
-        self._prompts: Prompts | None = None
-        if not prefill.prefix_lm and Prompts.fits(model, dtype):
-            self._prompts = Prompts(model, self._blocks, dtype)
-            self.prompt_tokens = Prompts.tokens
-        parts = [part for b in self._blocks for part in (b.sequence, b.channel)]
-        self.is_static = all(part.is_static for part in parts)
+        self.prompt_tokens = PROMPT_TOKENS if self._prompts is None else Prompts.tokens
+        self.is_static = self._layers.is_static
+        self._generation = self._layers.generation
         self._forget()
 
+    @property
+    def form(self) -> Form:
+        """How single tokens are computed."""
+        return self._layers.form
+
+    @property
+    def _prompts(self) -> Prompts | None:
+        return self._layers.prompts
+
     def _forget(self) -> None:
-        self._caches = [self._blocks[i].sequence.new_cache() for i in self._plan.blocks]
+        self._caches = [self._layers.blocks[i].sequence.new_cache() for i in self._plan.blocks]
         self.lengths: list[int] = []
         self._longest: list[int] = []  # that any sequence of a row has been
         self.n_slots = 0
@@ -181,13 +126,15 @@ class FusedRows:
 
     @torch.inference_mode()
     def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self._layers.refresh()
+        self._follow()
         n, n_tokens = len(prompts), len(prompts[0])
         self.reserve(row + n, n_tokens + 1)
         pairs = zip(self._longest[row : row + n], self.lengths[row : row + n], strict=True)
         n_before = max(max(pair) for pair in pairs)
         given = torch.from_numpy(np.array(prompts, dtype=np.int64)).to(self._device)
         if self._prompts is not None:
-            logits = self._logits(self._prompts(given, self._caches, row, n_before))
+            logits = self._layers.logits(self._prompts(given, self._caches, row, n_before))
         else:
             logits, state = self._prefill(given, self._prefill.initial_state(n))
             for cache, part in zip(self._caches, self._plan.states(state), strict=True):
@@ -195,8 +142,16 @@ class FusedRows:
         self.lengths[row : row + n] = self._longest[row : row + n] = [n_tokens] * n
         return logits
 
+    def _follow(self) -> None:
+        """Use no weights but those of the layers, which rows of others may have taken anew."""
+        if self._generation != self._layers.generation:
+            self._generation = self._layers.generation
+            self._prefill.forget()
+            self.graphs.clear()
+
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
+        self._follow()
         n = len(tokens)
         lengths = self.lengths[:n]
         most = max(lengths)
@@ -238,15 +193,11 @@ class FusedRows:
         caches = iter(self._caches)
 
         def run(where: slice, x: Tensor) -> Tensor:
-            for block in self._blocks[where]:
+            for block in self._layers.blocks[where]:
                 x = block(x, next(caches), rows)
             return x
 
-        return self._logits(self._plan.run(x, run))
-
-    def _logits(self, x: Tensor) -> Tensor:
-        """Of the stream (B, D) behind the last block."""
-        return at_least_float32(self._head(self._norm(x) * self._model.norm.weight))
+        return self._layers.logits(self._plan.run(x, run))
 
     def move(self, source: int, target: int) -> None:
         n_tokens = self.lengths[source]
@@ -330,6 +281,22 @@ def row_model(
         deep = exits and (loops.steps or trained) > MAX_DEPTH * trained
         loops = loops._replace(may_exit=exits, catches_up=exits and not deep)
     prefill = Prefill(model, loops, precision, prefix_lm=prefix_lm)
-    if deep:
+    if deep or not _has_room(model):
         return PlainRows(model, prefill)
     return FusedRows(model, prefill, precision=precision, backend=backend)
+
+
+def _has_room(model: LanguageModel) -> bool:
+    """Whether a copy of the weights fits into the memory that is free; if not, that is said."""
+    free = free_memory_bytes()
+    if free is None or model.embed_tokens.weight.device.type != "cpu":
+        return True
+    need = sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    if need <= free:
+        return True
+    warnings.warn(
+        f"texts are written one by one, which is slower: a copy of the weights takes {size(need)}, "
+        f"and {size(free)} of memory are free",
+        stacklevel=3,
+    )
+    return False

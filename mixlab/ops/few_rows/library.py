@@ -36,8 +36,6 @@ NAMES = {torch.float32: "float", torch.float64: "double"}
 @functools.cache
 def obstacle(dtype: torch.dtype = torch.float32) -> str | None:
     """Why there are no kernels for such numbers here; None where there are."""
-    if dtype not in NAMES:
-        return f"the weights are {str(dtype).removeprefix('torch.')}, and they know float32"
     try:
         load(dtype)
     except BackendError as error:
@@ -52,16 +50,16 @@ def load(dtype: torch.dtype) -> ctypes.CDLL:
     Raises:
         BackendError: they cannot be compiled or loaded here, or do not work.
     """
+    if dtype not in NAMES:
+        name = str(dtype).removeprefix("torch.")
+        raise BackendError(f"the weights are {name}, and there are kernels for float32 only")
     if os.name != "posix":
         raise BackendError(f"they are compiled on Linux and macOS only, and this is {os.name}")
     command = [_compiler(), *OPTIONS, _native(), f"-DREAL={NAMES[dtype]}"]
     name = f"few-rows-{NAMES[dtype]}-{_key(command)}.so"
     for folder in _folders():
-        path = folder / name
         try:
-            if not path.exists():
-                _compile(command, path)
-            library = ctypes.CDLL(str(path))
+            library = _loaded(command, folder / name)
         except OSError as error:  # a folder that cannot be written, or from which nothing may run
             problem = f"they cannot be kept in {folder}: {error}"
             continue
@@ -117,6 +115,17 @@ def _folders() -> Iterator[Path]:
         pass  # a cache that cannot be written
     with tempfile.TemporaryDirectory(prefix="mixlab-kernels-") as own:
         yield Path(own)
+
+
+def _loaded(command: list[str], path: Path) -> ctypes.CDLL:
+    """The library at a path, which is compiled where there is none, or a damaged one."""
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+    _compile(command, path)
+    return ctypes.CDLL(str(path))
 
 
 def _compile(command: list[str], path: Path) -> None:

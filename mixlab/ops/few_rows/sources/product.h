@@ -69,7 +69,7 @@ static inline void for_rows(int n_rows, const F& f) {
 
 // What a panel (d_in, 2 LANES) gives for the rows of a block, (R, 2 LANES), added to `start`
 // (2 LANES), if there is one.
-static inline void panel_sums(
+static __attribute__((noinline)) void panel_sums(
     int n_rows, const Real* block, const Real* panel, int64_t d_in, const Real* start, Real* out) {
     for_rows(n_rows, [=](auto count) {
         constexpr int R = count();
