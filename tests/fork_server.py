@@ -196,9 +196,17 @@ class ForkServer:
         )
         return Command(self, pid, stdout, stderr)
 
-    def run(self, argv: Sequence[object], *, cwd: Path, whole: bool = False, **env: str) -> Result:
-        """Run `mixlab ARGV...` to its end."""
-        return self.start(argv, cwd=cwd, whole=whole, **env).wait()
+    def run(
+        self,
+        argv: Sequence[object],
+        *,
+        cwd: Path,
+        whole: bool = False,
+        script: str | None = None,
+        **env: str,
+    ) -> Result:
+        """Run `mixlab ARGV...`, or a script, to its end."""
+        return self.start(argv, cwd=cwd, whole=whole, script=script, **env).wait()
 
     def close(self) -> None:
         self._process.kill()  # it holds nothing worth a clean-up, which takes a second

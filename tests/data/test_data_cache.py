@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fork_server import Command
 
 from mixlab.core.errors import DataError
 from mixlab.data import cache
@@ -164,28 +164,34 @@ print(json.dumps(data.manifest, sort_keys=True))
 """
 
 
-def run_prepare(config, cache_dir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", PREPARE, config.model_dump_json(), str(cache_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def start_prepare(fork_server, folder, data_config, tmp_path):
+    """Prepare the same data in a process of its own, into a folder of `tmp_path`."""
+    script = tmp_path / "prepare.py"
+    script.write_text(PREPARE)
+
+    def start(cache: str) -> Command:
+        words = [data_config(folder).model_dump_json(), tmp_path / cache]
+        return fork_server.start(words, cwd=tmp_path, script=str(script))
+
+    return start
 
 
-def test_two_processes_prepare_the_same_data_at_once(folder, data_config, tmp_path):
-    both = [run_prepare(data_config(folder), tmp_path / "cache") for _ in range(2)]
-    outputs = [process.communicate()[0] for process in both]
+def test_two_processes_prepare_the_same_data_at_once(start_prepare, tmp_path):
+    both = [start_prepare("cache") for _ in range(2)]
+    outputs = [process.wait().stdout for process in both]
     assert outputs[0] == outputs[1]
     assert json.loads(outputs[0])["splits"]["train"]["tokens"] > 1000
     assert len(list((tmp_path / "cache" / "tokens").glob("[!.]*"))) == 1
 
 
-def test_preparing_survives_being_killed_at_any_time(folder, data_config, tmp_path):
-    reference = run_prepare(data_config(folder), tmp_path / "reference")
+def test_preparing_survives_being_killed_at_any_time(start_prepare):
     begin = time.monotonic()
-    expected = reference.communicate()[0]
+    expected = start_prepare("reference").wait().stdout
     duration = time.monotonic() - begin
-    for i in range(4):
-        # Late in its life a process has imported everything and is at work on the cache.
-        process = run_prepare(data_config(folder), tmp_path / "cache")
-        time.sleep(duration * (0.7 + 0.08 * i))
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert run_prepare(data_config(folder), tmp_path / "cache").communicate()[0] == expected
+    for i in range(8):
+        process = start_prepare("cache")
+        time.sleep(duration * (0.1 + 0.1 * i))
+        process.send(signal.SIGKILL)
+        process.wait()
+    assert start_prepare("cache").wait().stdout == expected

@@ -6,12 +6,11 @@ that has torch loaded, since starting Python for each would take minutes.
 
 import os
 import resource
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from fork_server import ForkServer
 
 from mixlab.core.errors import CheckpointError
 from mixlab.training import checkpoint
@@ -74,12 +73,12 @@ def fill_of(folder: Path, step: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("killed")
-    done = subprocess.run(
-        [sys.executable, "-c", CHILDREN, str(root)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    script = tmp_path_factory.mktemp("script") / "children.py"
+    script.write_text(CHILDREN)
+    done = fork_server.run([root], cwd=root, script=str(script))
+    assert done.code == 0, done.stderr
     return root
 
 
