@@ -39,6 +39,7 @@ from mixlab.checks import CHECKS
 from mixlab.cli.main import app, main
 from mixlab.core.config import Config, _models, decode, merge, parse_yaml
 from mixlab.core.recipes import list_recipes, load_recipe
+from mixlab.core.units import count, flops
 from mixlab.jobs import api
 from mixlab.jobs.config import RunConfig, load_config
 from mixlab.jobs.show import describe_recipe
@@ -353,12 +354,24 @@ def shown(default: Any) -> str:
 def test_recipes_are_complete(place, rows):
     assert {row[0].strip(" `") for row in rows} == {info.name for info in list_recipes()}
     for row in rows:
+        cells = {cell.strip(" `") for cell in row}
         config = load_config(row[0].strip(" `"))
         if config.kind == "refine":
-            n_params = refiner_budget(config.model).n_params
+            budget, corpus = refiner_budget(config.model), config.data.task.name
+            batch = f"{config.train.batch_size} puzzles"
         else:
-            n_params = model_budget(config.model, config.data.seq_len).n_params
-        assert f"{n_params:,}" in [cell.strip() for cell in row], row[0]
+            budget = model_budget(config.model, config.data.seq_len)
+            batch = f"{config.train.batch_size} x {config.data.seq_len}"
+            corpus = config.data.corpus.kind
+        assert f"{budget.n_params:,}" in cells, row[0]
+        if len(row) < 8:
+            continue
+        optimizer, per_token = config.train.optimizer, budget.train_flops_per_token
+        n_steps = config.train.length.n_steps(config.tokens_per_step, per_token, None)
+        n_tokens = n_steps * config.tokens_per_step
+        length = f"{n_steps:,}" + (f" = {count(n_tokens)}" if config.kind != "refine" else "")
+        rate = f"{optimizer.kind}, {optimizer.lr:g}"
+        assert {batch, length, rate, corpus, flops(n_tokens * per_token)} <= cells, row[0]
 
 
 @pytest.mark.parametrize("place, rows", tables("checks"))
