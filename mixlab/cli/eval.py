@@ -40,7 +40,10 @@ def eval_(
     limit: Annotated[
         int | None, typer.Option(help="Take the first N questions of --choices and --tasks.")
     ] = None,
-    pairs: Annotated[str, typer.Option(help="Pairs of --recall, with commas.")] = "4,8,16,32",
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Pairs of --recall, with commas.", show_default="4,8,16,32"),
+    ] = None,
     lengths: Annotated[
         str | None, typer.Option(help="Tokens of --needle prompts, with commas.")
     ] = None,

@@ -8,6 +8,7 @@ from tiny_runs import PUZZLES
 from mixlab.core.config import decode
 from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.core.run_dir import RunDir
+from mixlab.jobs.evaluation.choice import chosen_parts
 from mixlab.jobs.evaluation.memory import NeedlePart, RecallPart
 from mixlab.jobs.evaluation.parts import ChoicesPart, LossPart, TextPart
 from mixlab.jobs.evaluation.run import evaluate_run, read_scores
@@ -131,6 +132,28 @@ def test_settings_out_of_range_are_refused():
     ):
         with pytest.raises(LabError, match=words):
             decode(cls, tree)
+
+
+NOTHING_ELSE = dict.fromkeys(
+    ("window", "limit", "pairs", "lengths", "n", "task_dir", "fewshot"), None
+) | {"text": [], "choices": [], "tasks": [], "recall": False, "needle": False, "loss": True,
+     "n_tokens": 1000, "seed": 0, "download": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [("window", 16, "text"), ("limit", 3, "choices and tasks"), ("pairs", [4], "recall"),
+     ("lengths", [32], "needle"), ("n", 5, "recall and needle"), ("fewshot", 0, "tasks"),
+     ("task_dir", "x", "tasks"), ("download", True, "tasks")],
+)  # fmt: skip
+def test_a_setting_of_nothing_that_is_measured_is_refused(name, value, part):
+    with pytest.raises(LabError, match=rf"^{name} = .*: belongs to {part}, which is not asked for"):
+        chosen_parts(**{**NOTHING_ELSE, name: value})
+
+
+def test_a_setting_is_taken_where_one_of_its_parts_is_asked_for():
+    parts = chosen_parts(**{**NOTHING_ELSE, "n": 5, "pairs": [4], "recall": True})
+    assert [type(part) for part in parts] == [LossPart, RecallPart]
 
 
 def test_a_run_that_solves_puzzles_is_sent_to_its_own_metrics(tmp_path, quiet):

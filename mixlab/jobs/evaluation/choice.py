@@ -58,7 +58,29 @@ def chosen_parts(
             "no loss without text, choices, tasks, recall or needle leaves nothing to measure. "
             "Name one of them."
         )
+    _refuse_idle(
+        {
+            "window": (window, {"text": text}),
+            "limit": (limit, {"choices": choices, "tasks": tasks}),
+            "pairs": (pairs, {"recall": recall}),
+            "lengths": (lengths, {"needle": needle}),
+            "n": (n, {"recall": recall, "needle": needle}),
+            "task_dir": (task_dir, {"tasks": tasks}),
+            "fewshot": (fewshot, {"tasks": tasks}),
+            "download": (download or None, {"tasks": tasks}),
+        }
+    )
     return [decode(cls, settings) for cls, settings in wanted]
+
+
+def _refuse_idle(settings: dict[str, tuple[Any, dict[str, Any]]]) -> None:
+    """Refuse a setting that belongs to parts of which none is asked for."""
+    for name, (value, parts_of_it) in settings.items():
+        if value is not None and not any(parts_of_it.values()):
+            raise LabError(
+                f"{name} = {value!r}: belongs to {' and '.join(parts_of_it)}, which is not asked "
+                f"for. Add {' or '.join(parts_of_it)}, or leave {name} out."
+            )
 
 
 def _given(**settings: Any) -> dict[str, Any]:
