@@ -16,6 +16,7 @@ from mixlab.ops.gated_delta_rule import usable_backends
 from mixlab.ops.gated_delta_rule.kernels import INSTALLED, TRITON, hopper_trap, obstacle
 
 Finding = tuple[str, str, str]
+COMPILER_IS_FOR = "writing text fast on a CPU, and train.compile=true there, need one"
 EXTRAS = (
     ("datasets", "datasets", "data", "corpora hf and parquet"),
     ("transformers", "transformers", "hf", "parity checks against stock architectures"),
@@ -49,7 +50,7 @@ def examine() -> list[Finding]:
     rows += [_extra_row(*extra) for extra in EXTRAS]
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
     rows.append(
-        ("C++ compiler", "yes" if has_compiler else "no", "train.compile=true on a CPU needs one")
+        ("C++ compiler", "yes" if has_compiler else "no", COMPILER_IS_FOR)
     )
     free = units.size(shutil.disk_usage(_existing(cache_dir())).free)
     rows.append(("data cache", str(cache_dir()), f"{free} free; set MIXLAB_CACHE to move it"))
