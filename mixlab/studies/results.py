@@ -16,6 +16,10 @@ from mixlab.studies.rows import COSTS, Row, RowCache
 from mixlab.studies.tuning import factor, scaled
 
 FORMAT = 1
+_NEEDED = (
+    "name", "about", "is_smoke", "metric", "baseline", "seeds", "budget", "tune", "screen", "code",
+    "data", "effect", "is_as_published", "match", "arms",
+)  # fmt: skip
 _QUANTITIES = {
     "tokens": "tokens",
     "steps": "steps",
@@ -37,8 +41,14 @@ def read_design(folder: Path) -> Row:
         raise LabError(
             f"{folder}: is not a study folder: it has no study.json. `mixlab study run` makes one."
         )
-    if not isinstance(design, dict) or design.get("format") != FORMAT:
+    if design.get("format") != FORMAT:
         raise LabError(f"{folder / 'study.json'}: expected format {FORMAT}. Run the study anew.")
+    lacks = [key for key in _NEEDED if key not in design]
+    if lacks:
+        raise LabError(
+            f"{folder / 'study.json'} is damaged: it lacks {', '.join(lacks)}. Run the study "
+            "again, which writes it anew; what is finished is kept."
+        )
     return design
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mixlab.core.errors import LabError
 from mixlab.studies.job_store import MAX_ATTEMPTS, JobFolder, JobStore
 from mixlab.studies.rounds import Entry, Rounds, value_of
 
@@ -96,8 +97,18 @@ class RowCache:
             for entry in entries:
                 if entry.address in self.rows:
                     continue
-                row = job_row(self.design, self._store[entry.address], self._folder)
+                row = self._row(entry)
                 if row is not None:
                     self.rows[entry.address], new = row, True
             if not new:
                 return entries
+
+    def _row(self, entry: Entry) -> Row | None:
+        job = self._store[entry.address]
+        try:
+            return job_row(self.design, job, self._folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LabError(
+                f"{job.path}: what the run left is damaged ({type(error).__name__}: {error}). "
+                "Delete that folder and run the study again: it makes the run anew."
+            ) from None

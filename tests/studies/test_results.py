@@ -139,3 +139,15 @@ def test_no_study_and_a_damaged_one(tmp_path):
     write_json(tmp_path / "study.json", {"format": 99})
     with pytest.raises(LabError, match="expected format 1"):
         read_design(tmp_path)
+    write_json(tmp_path / "study.json", {"format": 1, "name": "x"})
+    with pytest.raises(LabError, match="damaged: it lacks about, .* Run the study again"):
+        read_design(tmp_path)
+
+
+@pytest.mark.parametrize("left", [{}, {"summary": 3}])
+def test_a_damaged_result_names_its_folder(tmp_path, left):
+    results = finished(tmp_path, stub_design(arms=2, n_seeds=2, tune=None))
+    address = results["arms"][1]["jobs"]["2"]
+    write_json(tmp_path / "jobs" / address / "done" / "result.json", left)
+    with pytest.raises(LabError, match=rf"{address}: what the run left is damaged .* Delete that"):
+        collect(tmp_path)
