@@ -140,7 +140,7 @@ def test_no_study_and_a_damaged_one(tmp_path):
     with pytest.raises(LabError, match="expected format 1"):
         read_design(tmp_path)
     write_json(tmp_path / "study.json", {"format": 1, "name": "x"})
-    with pytest.raises(LabError, match="damaged: it lacks about, .* Run the study again"):
+    with pytest.raises(LabError, match=r"damaged: it lacks about, .* Run the study again"):
         read_design(tmp_path)
 
 
