@@ -1,5 +1,6 @@
 """The Python face of mixlab, for notebooks and scripts: the same code path as the command line."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -7,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixlab.core.config import merge, read_yaml
+from mixlab.core.config import read_yaml, set_path
 from mixlab.core.errors import LabError, RunError
 from mixlab.core.recipes import load_recipe, override_preset
 from mixlab.core.run_dir import Columns, RunDir
@@ -31,7 +32,8 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 def recipe(name_or_file: str | Path, /, **overrides: Any) -> AnyRunConfig:
     """A packaged recipe or a YAML file as a config, with changes laid over it.
 
-    Changes are nested like the config, or name one key with double underscores for the dots:
+    Changes are nested like the config, or name one key with double underscores for the dots; those
+    of a `kind` go first, so that their order does not matter:
 
         mixlab.recipe("quickstart", train={"length": "1M tokens"}, seed=2)
         mixlab.recipe("quickstart", train__length="1M tokens", model__n_layers=6)
@@ -40,18 +42,18 @@ def recipe(name_or_file: str | Path, /, **overrides: Any) -> AnyRunConfig:
     Raises:
         LabError: an unknown recipe, key, kind or value.
     """
+    if not isinstance(name_or_file, str | PathLike) or not str(name_or_file):
+        raise LabError(f"recipe = {name_or_file!r}: expected the name of a recipe, or a YAML file.")
     tree = load_recipe(str(name_or_file))
-    for key, value in overrides.items():
-        *parents, leaf = key.split("__")
-        if not parents and isinstance(value, str):
-            preset = override_preset(tree, leaf, value)
-            if preset is not None:
-                tree = preset
-                continue
-        change: Any = {leaf: value}
-        for parent in reversed(parents):
-            change = {parent: change}
-        tree = merge(tree, change)
+    changes = [(re.split(r"__|\.", key), key, value) for key, value in overrides.items()]
+    changes.sort(key=lambda change: change[0][-1] != "kind")  # stable: order is kept otherwise
+    for path, key, value in changes:
+        if not all(path):
+            raise LabError(f"{key} = {value!r}: expected a key such as train__batch_size.")
+        preset = None
+        if len(path) == 1 and isinstance(value, str):
+            preset = override_preset(tree, key, value)
+        tree = set_path(tree, path, value) if preset is None else preset
     return decode_config(tree)
 
 

@@ -1,5 +1,6 @@
 """Instruction tuning: a child run that starts from a run's weights and learns from its answers."""
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -70,6 +71,9 @@ def tune_run(
     """
     screen = screen or PlainScreen()
     parent = RunDir.open(path)
+    is_number = isinstance(epochs, int | float) and not isinstance(epochs, bool)
+    if epochs is not None and not (is_number and 0 < epochs < math.inf):
+        raise LabError(f"epochs = {epochs!r}: expected a number of passes above 0, such as 3.")
     if run_dir is not None and world.is_first:
         RunDir(run_dir).refuse_taken()
     with world.first_goes_first(), at_rest(parent) if world.is_first else nullcontext():

@@ -1,6 +1,6 @@
 """A trained model, opened from its run folder: weights, tokenizer, and text out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -165,8 +165,8 @@ def _are_ids(prompt: object) -> bool:
 
 
 def _texts(stop: Sequence[str]) -> tuple[str, ...]:
-    wrong = [text for text in stop if not isinstance(text, str) or not text]
-    if isinstance(stop, str) or wrong:
+    is_several = isinstance(stop, Iterable) and not isinstance(stop, str)
+    if not is_several or any(not isinstance(text, str) or not text for text in stop):
         raise LabError(
             f"stop = {stop!r}: expected a list of texts that end an answer, none of them empty."
         )

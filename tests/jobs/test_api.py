@@ -7,6 +7,26 @@ from mixlab.core.errors import CheckpointError, LabError, RunError
 from mixlab.jobs.api import open_run, recipe, train
 
 
+def test_changes_of_a_kind_go_first_and_dots_are_taken():
+    changes = {"train__optimizer__lr": 0.5, "train__optimizer__kind": "adamw", "model.n_layers": 2}
+    config = recipe("quickstart", **changes)
+    assert config.train.optimizer.kind == "adamw" and config.train.optimizer.lr == 0.5
+    assert config.model.n_layers == 2
+    for name, keys, words in (
+        ("", {}, "recipe = '': expected the name"),
+        (None, {}, "recipe = None: expected the name"),
+        ("quickstart", {"train__": 3}, "train__ = 3: expected a key such as"),
+    ):
+        with pytest.raises(LabError, match=words):
+            recipe(name, **keys)
+
+
+@pytest.mark.parametrize("epochs", [0, -1, "x", float("nan"), float("inf"), True])
+def test_passes_that_are_none(epochs, run):
+    with pytest.raises(LabError, match=f"epochs = {epochs!r}: expected a number of passes above 0"):
+        run.tune("instructions", epochs=epochs)
+
+
 @pytest.fixture
 def run(finished_run):
     return open_run(str(finished_run))
@@ -29,6 +49,7 @@ def test_a_kept_step_by_its_number(run):
         (("a",), {"max_new_tokens": True}, "max_new_tokens = True: expected a whole number"),
         (("a",), {"seed": "1"}, "seed = '1': expected a whole number"),
         (("a",), {"temperature": "warm"}, "temperature = 'warm'"),
+        (("a",), {"stop": 5}, "stop = 5: expected a list of texts"),
     ],
 )
 def test_settings_that_are_none(words, settings, message, run):
