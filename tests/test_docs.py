@@ -41,7 +41,7 @@ from mixlab.core.config import Config, _models, decode, merge, parse_yaml
 from mixlab.core.recipes import list_recipes, load_recipe
 from mixlab.core.units import count, flops
 from mixlab.jobs import api
-from mixlab.jobs.config import RunConfig, load_config
+from mixlab.jobs.config import RefineRunConfig, RunConfig, load_config
 from mixlab.jobs.show import describe_recipe
 from mixlab.jobs.smoke import load_shrunk
 from mixlab.jobs.train import start_run
@@ -314,9 +314,9 @@ def tables(kind: str) -> list[Any]:
     ]
 
 
-def classes_at(path: list[str]) -> list[type[Config]]:
+def classes_at(path: list[str], top: type[Config] = RunConfig) -> list[type[Config]]:
     """The config classes at a dotted place; any name will do where a dict or list has its items."""
-    here: list[Any] = [RunConfig]
+    here: list[Any] = [top]
     for part in path:
         fields = [cls.model_fields[part] for cls in here if part in cls.model_fields]
         if fields:
@@ -396,8 +396,12 @@ def test_keys_and_commands_in_the_text_exist(page):
         key = code.partition("=")[0]
         if re.fullmatch(rf"({parts})(\.\w+)+", key) and not key.endswith(files):
             *parents, last = key.split(".")
-            names = {name for cls in classes_at(parents) for name in cls.model_fields}
-            assert last in names or last.isdigit() or classes_at(key.split(".")), code
+            for top in (RunConfig, RefineRunConfig):
+                names = {name for cls in classes_at(parents, top) for name in cls.model_fields}
+                if last in names or last.isdigit() or classes_at(key.split("."), top):
+                    break
+            else:
+                raise AssertionError(code)
         if code.startswith("mixlab "):
             name, *words = code.split()[1:]
             if name.startswith("-") or name == "...":

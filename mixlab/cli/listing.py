@@ -14,6 +14,7 @@ class What(StrEnum):
     claims = "claims"
     corpora = "corpora"
     tokenizers = "tokenizers"
+    tasks = "tasks"
     mixers = "mixers"
     optimizers = "optimizers"
     schedules = "schedules"

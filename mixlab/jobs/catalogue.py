@@ -7,6 +7,7 @@ from mixlab.data.corpora import CORPORA
 from mixlab.data.tokenizers import TOKENIZERS
 from mixlab.nn.channel_mixers import CHANNEL_MIXERS
 from mixlab.nn.sequence_mixers import SEQUENCE_MIXERS
+from mixlab.tasks import TASKS
 from mixlab.training.mirrors import MIRRORS
 from mixlab.training.optimizers import OPTIMIZERS
 from mixlab.training.schedule import SCHEDULES
@@ -14,6 +15,7 @@ from mixlab.training.schedule import SCHEDULES
 TABLES: dict[str, dict[str, Registry]] = {
     "corpora": {"data.corpus": CORPORA},
     "tokenizers": {"data.tokenizer": TOKENIZERS},
+    "tasks": {"data.task": TASKS},
     "mixers": {"sequence_mixer": SEQUENCE_MIXERS, "channel_mixer": CHANNEL_MIXERS},
     "optimizers": {"train.optimizer": OPTIMIZERS},
     "schedules": {"train.schedule": SCHEDULES},

@@ -1,10 +1,12 @@
 """Tasks by their names, as `Task.name` writes them: sudoku-dug-9x9-20-36, maze-10x10-path-12."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from mixlab.core.config import decode
-from mixlab.core.errors import LabError
+from mixlab.core.errors import LabError, Rule
 from mixlab.tasks import TASKS
 from mixlab.tasks.base import Task
 
@@ -27,6 +29,7 @@ _FORMS: dict[str, tuple[str, str]] = {
     "reasoning-gym": (r"reasoning-gym-(?P<task>\w+)", "reasoning-gym-chain_sum"),
 }
 """Kind -> the form of its names, and one of them."""
+EXAMPLES = ", ".join(example for _, example in _FORMS.values())
 
 
 def named_task(name: str) -> Task:
@@ -36,12 +39,33 @@ def named_task(name: str) -> Task:
         LabError: the name has no known form.
         ConfigError: it has, and asks for what cannot be made.
     """
+    tree = _tree(name)
+    if tree is None:
+        raise LabError(f"task = {name!r}: expected a name such as {EXAMPLES}.")
+    return decode(TASKS[tree["kind"]], tree)
+
+
+def _tree(name: str) -> dict[str, Any] | None:
+    """The settings that a name states; None where it has no known form."""
     for kind, (form, _) in _FORMS.items():
         match = re.fullmatch(form, name)
         if match is not None:
-            return decode(TASKS[kind], {"kind": kind, **_settings(match)})
-    examples = ", ".join(example for _, example in _FORMS.values())
-    raise LabError(f"task = {name!r}: expected a name such as {examples}.")
+            return {"kind": kind, **_settings(match)}
+    return None
+
+
+def _by_name(value: Any) -> Any:
+    """Settings in place of a name; all else as it is."""
+    if not isinstance(value, str) or value in TASKS:
+        return value
+    tree = _tree(value)
+    if tree is None:
+        raise Rule("", value, f"a group of settings with a kind, or a name such as {EXAMPLES}")
+    return tree
+
+
+TaskChoice = Annotated[TASKS.annotation(), BeforeValidator(_by_name)]
+"""The type of a config's field that takes a task: its settings, or its name."""
 
 
 def _settings(match: re.Match[str]) -> dict[str, Any]:

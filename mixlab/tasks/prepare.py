@@ -10,8 +10,8 @@ from pydantic import PositiveInt
 
 from mixlab.core.config import Config, digest, to_tree
 from mixlab.core.errors import DataError
-from mixlab.tasks import TASKS
 from mixlab.tasks.base import Task
+from mixlab.tasks.names import TaskChoice
 from mixlab.tasks.sets import TaskSet, build_set, prove_disjoint
 from mixlab.tasks.splits import SPLIT_VERSION, SPLITS
 
@@ -22,7 +22,7 @@ SET_SEED = 1
 class TaskDataConfig(Config):
     """Which puzzles, and how many of them."""
 
-    task: TASKS.annotation()  # type: ignore[valid-type]
+    task: TaskChoice
     """What is to be solved."""
     n_train: PositiveInt = 8000
     """Different training puzzles; equivalent ones count once."""

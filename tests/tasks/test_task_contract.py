@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from mixlab.core.config import decode, to_tree
-from mixlab.core.errors import DataError, LabError
+from mixlab.core.errors import ConfigError, DataError, LabError
 from mixlab.tasks import TASKS, Arc1D, Maze, ReasoningGym, Recall, SudokuDug
 from mixlab.tasks.base import Task
 from mixlab.tasks.names import named_task
+from mixlab.tasks.prepare import TaskDataConfig
 
 ALL = [
     SudokuDug(size=4, blanks=(8, 12)),
@@ -159,6 +160,20 @@ def test_wrong_shapes_and_tokens_are_refused(task: Task) -> None:
 )
 def test_a_name_stands_for_its_task(name: str) -> None:
     assert named_task(name).name == name
+
+
+def test_a_config_takes_a_name_for_the_settings() -> None:
+    config = decode(TaskDataConfig, {"task": "maze-12x12-path-20"})
+    assert config.task == Maze(size=12, min_path=20)
+    assert to_tree(config)["task"]["size"] == 12
+    for tree, error in (
+        ("sudoku-extreme", "task = 'sudoku-extreme': expected a group of settings with a kind, or"),
+        ("sudoku-dug-9x9-20-80", r"task\.blanks = \[20, 80\]: expected two rising numbers"),
+        ("maze", r"Did you mean task\.kind=maze"),
+        (3, "task = 3: expected a group of settings"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            decode(TaskDataConfig, {"task": tree})
 
 
 @pytest.mark.parametrize(

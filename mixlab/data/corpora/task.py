@@ -11,8 +11,8 @@ from mixlab.core.config import to_tree
 from mixlab.data.chat.messages import Message, to_text
 from mixlab.data.corpora.base import CorpusConfig
 from mixlab.data.documents import Document, SourceReport
-from mixlab.tasks import TASKS
 from mixlab.tasks.base import Task
+from mixlab.tasks.names import TaskChoice
 from mixlab.tasks.sets import build_set
 from mixlab.tasks.splits import SPLIT_VERSION, SPLITS
 
@@ -47,7 +47,7 @@ class TaskQuestions(CorpusConfig):
     kind: Literal["task"] = "task"
     has_examples: ClassVar[bool] = True
     deals_splits: ClassVar[bool] = True
-    task: TASKS.annotation()  # type: ignore[valid-type]
+    task: TaskChoice
     """What is asked."""
     n_train: PositiveInt = 8000
     """Training examples."""
