@@ -211,6 +211,8 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
             f"sample.max_new_tokens = {config.sample.max_new_tokens} does not fit "
             f"model.max_seq_len = {config.model.max_seq_len}: samples are shorter."
         )
+    objective = language_modelling(config, model, loader, hardware)
+    notes += idle_settings(config.train, hardware, objective.launching)
     context = context_figures(data.split("validation"), seq_len, n_eval_windows)
     return Session(
         config=config,
@@ -221,12 +223,25 @@ def open_session(config: RunConfig, data: PreparedData, hardware: Hardware) -> S
         optimizer=config.train.optimizer.build(model.named_parameters()),
         ema=ema,
         loader=loader,
-        objective=language_modelling(config, model, loader, hardware),
+        objective=objective,
         eval_loader=eval_loader,
         n_eval_windows=n_eval_windows,
         context=context,
         notes=notes,
     )
+
+
+def idle_settings(train: TrainConfig, hardware: Hardware, launching: str | None) -> list[str]:
+    """What was asked for and does nothing in this run; `launching` is the objective's."""
+    notes = []
+    if train.cuda_graphs is True and launching is None:
+        notes.append(
+            "train.cuda_graphs = true does nothing here: updates are replayed on a GPU, those of "
+            "models without loops and of refiners."
+        )
+    if train.parallel == "fsdp" and hardware.world.size == 1:
+        notes.append("train.parallel = fsdp does nothing here: torchrun started no other process.")
+    return notes
 
 
 def language_modelling(

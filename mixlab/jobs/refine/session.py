@@ -15,7 +15,7 @@ from mixlab.jobs.config import RefineRunConfig
 from mixlab.jobs.device import Hardware
 from mixlab.jobs.planning import plan_training
 from mixlab.jobs.screen import Screen
-from mixlab.jobs.session import require_memory_for, update_seconds
+from mixlab.jobs.session import idle_settings, require_memory_for, update_seconds
 from mixlab.nn.recursion.refiner import Refiner, RefinerBudget, build_refiner, refiner_budget
 from mixlab.parallel import ALONE, World
 from mixlab.tasks.examples import ExampleStream
@@ -149,6 +149,17 @@ def open_refine_session(
     if config.model.halting.kind == "q_learning":
         notes.append("Q-learning looks one segment ahead: about a third more compute per update.")
     stream = ExampleStream(data.task, data.sets["train"], config.seed, augment=config.data.augment)
+    objective = Refinement(
+        model,
+        stream,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        loss_type=config.loss_type,
+        compute_dtype=hardware.compute_dtype,
+        world=hardware.world,
+        cuda_graphs=config.train.cuda_graphs,
+    )
+    notes += idle_settings(config.train, hardware, objective.launching)
     return RefineSession(
         config=config,
         data=data,
@@ -157,16 +168,7 @@ def open_refine_session(
         model=model,
         optimizer=config.train.optimizer.build(model.named_parameters()),
         ema=ema,
-        objective=Refinement(
-            model,
-            stream,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            loss_type=config.loss_type,
-            compute_dtype=hardware.compute_dtype,
-            world=hardware.world,
-            cuda_graphs=config.train.cuda_graphs,
-        ),
+        objective=objective,
         notes=notes,
     )
 
