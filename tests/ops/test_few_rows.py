@@ -1,5 +1,6 @@
 """The kernels of a CPU for a few rows against the definitions, written out."""
 
+import platform
 import shutil
 import sys
 import threading
@@ -362,6 +363,19 @@ def test_a_cache_that_cannot_be_written(own_cache, n_compiled):
 def test_a_library_that_is_wrong_is_not_used(own_cache, n_compiled, monkeypatch):
     monkeypatch.setattr(torch, "equal", lambda *_: False)
     assert "wrong numbers" in obstacle()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of that kind")
+@pytest.mark.parametrize("processor", ["x86-64", "haswell"])
+def test_older_processors_compute_the_same(processor, own_cache, monkeypatch, g):
+    """With fewer and narrower registers, so other panels and blocks."""
+    monkeypatch.setattr(library, "_native", lambda: f"-march={processor}")
+    assert obstacle() is None
+    test_a_product((130, 33), 9, "swiglu", torch.float32, g)
+    test_experts(20, 5, 5, "swiglu", torch.float32, None, g)
+    test_attention(12, 40, "full", torch.float32, None, g)
+    test_delta_rule(9, 128, False, torch.float32, None, g)
 
 
 def test_numbers_that_there_are_no_kernels_for():
