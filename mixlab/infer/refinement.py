@@ -39,13 +39,14 @@ class Refining:
         if noise is not None:
             shift = noise[:, None].to(self.state.z_H.dtype)
             self.state = RefinerState(self.state.z_H + shift, self.state.z_L + shift)
+        self._n_done = 0  # segments
         self._spent = torch.zeros(len(inputs), device=inputs.device)  # halting probability so far
         self._mean: Tensor | None = None  # of the answers, weighted by it (act)
 
     def advance(self) -> Step:
         """One segment on every row that is left."""
         out = self.model(self.state, self.inputs)
-        self.state = out.state
+        self.state, self._n_done = out.state, self._n_done + 1
         halting, logits = self.model.cfg.halting, out.logits
         if out.halt_logits is None:
             nothing = torch.zeros(len(logits), device=logits.device)
@@ -53,7 +54,7 @@ class Refining:
         if not halting.unrolls:
             score = halt_score(halting, out.halt_logits)
             return Step(logits, score, out.halt_logits, out.state)
-        h = out.halt_logits[:, 0].sigmoid()
+        h = out.halt_logits[:, 0].sigmoid() * (self._n_done >= halting.halt_min_steps)
         left = 1 - self._spent
         if halting.kind == "act":
             seen = torch.zeros_like(logits) if self._mean is None else self._mean

@@ -20,6 +20,7 @@ from mixlab.nn.recursion.halting import (
     HaltingConfig,
     act_weights,
     continue_target,
+    from_the_minimum,
     head_losses,
     least_steps,
     ponder_divergence,
@@ -247,8 +248,9 @@ class Refinement:
             results.append(result)
             aux_losses.append(result.segment.aux_loss)
         logits = torch.cat([r.segment.halt_logits for r in results], dim=1)  # (B, N)
+        allowed = from_the_minimum(halting, logits)
         if halting.kind == "act":
-            weights, cost = act_weights(logits)
+            weights, cost = act_weights(allowed)
             mean = sum(
                 w[:, None, None] * r.segment.logits
                 for w, r in zip(weights.unbind(1), results, strict=True)
@@ -256,7 +258,7 @@ class Refinement:
             answer_loss = row_nats(mean, carry.labels, self._loss_type)
             penalty = halting.act_penalty * cost
         else:
-            weights = ponder_weights(logits)
+            weights = ponder_weights(allowed)
             answer_loss = (weights * torch.stack([r.lm_loss for r in results], dim=1)).sum(dim=1)
             penalty = halting.ponder_weight * ponder_divergence(weights, halting.ponder_prior)
         aux_loss = None if aux_losses[0] is None else torch.stack(aux_losses).mean()

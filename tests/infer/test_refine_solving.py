@@ -5,6 +5,7 @@ import torch
 
 from mixlab.core.config import decode
 from mixlab.infer.refinement import Refining, solve, solve_by_rollouts
+from mixlab.nn.recursion.halting import act_weights, from_the_minimum
 from mixlab.nn.recursion.refiner import RefinerConfig, build_refiner
 
 
@@ -56,10 +57,9 @@ def test_threshold_and_minimum_decide_the_steps():
     assert (solve(net, x).steps == 5).all()
 
 
-def test_act_answers_by_the_weighted_mean():
-    from mixlab.nn.recursion.halting import act_weights
-
-    net, x = model("act"), questions(3)
+@pytest.mark.parametrize("least", [1, 3])
+def test_act_answers_by_the_weighted_mean(least):
+    net, x = model("act", halt_min_steps=least), questions(3)
     under_way, logits, halting = Refining(net, x), [], []
     with torch.no_grad():
         state = net.initial_state(x)
@@ -69,7 +69,8 @@ def test_act_answers_by_the_weighted_mean():
             state = out.state
             logits.append(out.logits)
             halting.append(out.halt_logits)
-    weights, _ = act_weights(torch.cat(halting, dim=1))
+    weights, _ = act_weights(from_the_minimum(net.cfg.halting, torch.cat(halting, dim=1)))
+    assert (weights[:, least - 1] > 0).all() and (weights[:, : least - 1] == 0).all()
     mean = sum(w[:, None, None] * y for w, y in zip(weights.unbind(1), logits, strict=True))
     torch.testing.assert_close(step.logits, mean)
 

@@ -14,6 +14,7 @@ from mixlab.nn.recursion.halting import (
     QLearningConfig,
     act_weights,
     continue_target,
+    from_the_minimum,
     least_steps,
     ponder_divergence,
     ponder_weights,
@@ -70,6 +71,14 @@ def test_ponder_weights_by_hand():
     assert float(ponder_divergence(ponder_weights(logit(0.2, 0.2, 0.2)), 0.2)) > 0
     exact = torch.tensor([[0.5, 0.25]], dtype=torch.float64) / 0.75
     assert float(ponder_divergence(exact, 0.5)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("cfg", [ActConfig, PonderConfig])
+def test_no_weight_falls_before_the_minimum(cfg):
+    logits = from_the_minimum(cfg(halt_max_steps=4, halt_min_steps=3), logit(0.9, 0.8, 0.3, 0.5))
+    weights = act_weights(logits)[0] if cfg is ActConfig else ponder_weights(logits)
+    assert weights[0].tolist() == pytest.approx([0.0, 0.0, 0.3, 0.7])
+    assert torch.isfinite(ponder_divergence(weights, 0.2)).all()
 
 
 @pytest.mark.parametrize("penalty", ["act", "ponder"])

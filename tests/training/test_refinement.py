@@ -127,6 +127,14 @@ def test_the_penalty_alone_reaches_the_head(kind):
     assert not torch.allclose(grads[0], grads[1])
 
 
+@pytest.mark.parametrize("kind", ["act", "ponder"])
+def test_answers_before_the_minimum_do_not_count(kind):
+    eager = always(objective(kind, halt_min_steps=3), 9.0)
+    assert float(eager.accumulate(0).figures["train/reasoning_steps"]) == pytest.approx(3)
+    free = always(objective(kind), 9.0)
+    assert float(free.accumulate(0).figures["train/reasoning_steps"]) == pytest.approx(1, abs=0.01)
+
+
 def test_the_carry_goes_on_bit_for_bit():
     whole, cut = objective(), objective()
     for i in range(3):

@@ -23,6 +23,8 @@ from mixlab.ops.dtypes import at_least_float32
 
 EPSILON = 1e-6
 """Probability mass below which Graves's sum counts as full."""
+NEVER = -1e4
+"""A logit without any chance."""
 
 
 class HaltingConfig(Config):
@@ -163,6 +165,12 @@ def head_losses(
 
 
 # --- weights over segments ----------------------------------------------------------------------
+
+
+def from_the_minimum(cfg: HaltingConfig, logits: Tensor) -> Tensor:
+    """(B, N) halting logits with no chance to halt before `halt_min_steps` segments."""
+    n = cfg.halt_min_steps - 1
+    return torch.cat([torch.full_like(logits[:, :n], NEVER), logits[:, n:]], dim=1)
 
 
 def act_weights(logits: Tensor) -> tuple[Tensor, Tensor]:
