@@ -23,6 +23,7 @@ from mixlab.data.context import context_figures
 from mixlab.data.loader import Loader
 from mixlab.data.prepare import PreparedData
 from mixlab.data.split import SPLITS
+from mixlab.evals.language_modelling import evaluate
 from mixlab.jobs.config import RefineRunConfig, RunConfig, load_config
 from mixlab.jobs.run_tokenizer import at_home, changed_facts
 from mixlab.jobs.screen import PlainScreen, Screen
@@ -36,6 +37,8 @@ from mixlab.training import checkpoint as checkpoints
 MAX_PARAMS = 5_000_000
 """Models up to this size are checked as they are, larger ones as small copies: the answers do not
 depend on width, and float64 on a CPU is slow."""
+MEASURED_TOKENS = 20_000
+"""Validation tokens that are scored where a run has not reported a loss."""
 PROBE_VOCAB = 128
 """Tokens of a small copy."""
 QUICK_SEQ_LEN = 256
@@ -275,17 +278,22 @@ def _splits(data: PreparedData | None) -> dict[str, Any] | None:
 
 def _trained_facts(
     run: RunDir, config: RunConfig, data: PreparedData, model: LanguageModel
-) -> TrainedModel | None:
-    """What the run reported of itself, with the entropies measured again; None before it did."""
-    rows = [row for row in run.read_jsonl("evals.jsonl") if row["split"] == "validation"]
-    rows = [row for row in rows if row["step"] > 0]
-    if not rows:
-        return None
-    last = rows[-1]
-    earlier = min(rows[:-1], key=lambda row: abs(row["step"] - last["step"] / 2), default=None)
+) -> TrainedModel:
+    """What the run reported of itself, with the entropies measured again; before it did, and for
+    weights that were imported, the loss is measured here."""
     loader = _loader(config, data, "validation")
     assert loader is not None
     n_windows = min(-(-config.eval.n_tokens // config.data.seq_len), loader.n_windows)
+    rows = [row for row in run.read_jsonl("evals.jsonl") if row["split"] == "validation"]
+    rows = [row for row in rows if row["step"] > 0]
+    if rows:
+        last = rows[-1]
+    else:
+        n_windows = min(n_windows, max(1, MEASURED_TOKENS // config.data.seq_len))
+        batches = loader.window_batches(n_windows, min(config.eval.batch_size, n_windows))
+        token_bytes = data.split("validation").token_bytes
+        last = {"step": 0, **evaluate(model, batches, token_bytes)._asdict()}
+    earlier = min(rows[:-1], key=lambda row: abs(row["step"] - last["step"] / 2), default=None)
     figures = context_figures(data.split("validation"), config.data.seq_len, n_windows)
     return TrainedModel(
         model=model,

@@ -67,6 +67,19 @@ def test_a_run_is_checked_with_its_weights_and_its_text(lab, train_tiny, quiet):
         check(str(run.path), ["train.batch_size=2"], screen=quiet)
 
 
+def test_a_run_that_was_not_evaluated_yet_is_judged_by_a_loss_of_its_weights(train_tiny, quiet):
+    """Its weights are no first weights, whose loss would have to be that of guessing."""
+    run = train_tiny("train.length=40 steps").run
+    rows = run.read_jsonl("evals.jsonl")
+    run.evals_path.write_text(json.dumps(rows[0]) + "\n")
+    assert rows[0]["step"] == 0
+    report = check(str(run.path), screen=quiet)
+    assert not report.failed
+    figures = {result.name: result.finding.figures for result in report.results}
+    last = [row for row in rows if row["split"] == "validation"][-1]
+    assert figures["unigram"]["loss_nats"] == pytest.approx(last["loss_nats"], rel=0.05)
+
+
 def test_a_run_that_has_not_begun_can_be_checked(lab, train_tiny, quiet, broken):
     with pytest.raises(CheckFailedError):
         train_tiny("checks=quick")
