@@ -329,7 +329,8 @@ def classes_at(path: list[str], top: type[Config] = RunConfig) -> list[type[Conf
 @pytest.mark.parametrize("place, rows", tables("settings"))
 def test_settings_are_complete(place: str, rows: list[list[str]]):
     path, _, kind = place.partition("=")
-    found = classes_at(path.split("."))
+    is_refine, path = path.startswith("refine."), path.removeprefix("refine.")
+    found = classes_at(path.split("."), RefineRunConfig if is_refine else RunConfig)
     if kind:
         found = [cls for cls in found if cls.model_fields["kind"].default == kind]
     (cls,) = found
