@@ -32,10 +32,11 @@ class Terminal:
     def until_asked(self, since=0):
         """Wait for the prompt, and until keys count.
 
-        One that comes while the line editor sets up the terminal is dropped by the terminal.
+        One that comes while the line editor sets up the terminal is dropped by the terminal, and a
+        Ctrl-C before it waits for keys is noticed with the next one.
         """
         self.until("> ", since)
-        time.sleep(0.2)
+        time.sleep(0.3)
 
     def until_more(self, n_characters, since):
         """Wait until so many characters follow a place."""
@@ -105,6 +106,7 @@ def test_a_session_at_a_terminal(place, fork_server):
     screen.until_asked(screen.seen.index("forgotten", here))
     here = screen.type("\x03")
     screen.until("Ctrl-C again or Ctrl-D leaves.", here)
+    screen.until_asked(screen.seen.index("leaves.", here))
     screen.type("\x03")
     assert screen.end() == 0
     assert "Traceback" not in screen.seen
