@@ -233,7 +233,8 @@ def test_a_trained_run_is_held_against_guessing_and_other_questions(sets):
     clever.known = {x.tobytes(): y for x, y in zip(some.inputs, some.labels, strict=True)}
     for model, verdicts in (
         (clever, ("pass", "pass")),
-        (build_refiner(config(), 1), ("not applicable", "fail")),
+        (build_refiner(config(), 1), ("not applicable", "not applicable")),
+        (IgnoresItsQuestion(config()), ("not applicable", "fail")),
     ):
         asked = replace(context(), trained=TrainedRefiner(model, puzzles))
         found = [REFINER_CHECKS[name].run(asked) for name in ("unigram", "input-use")]

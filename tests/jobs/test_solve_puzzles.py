@@ -149,6 +149,17 @@ def test_settings_out_of_range_are_refused(settings, message, tmp_path):
         solve_for_run(solver(SOLUTION), tmp_path, PUZZLE, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"exit_threshold": float("nan")}, "exit_threshold = nan: expected a number"),
+     ({"exit_threshold": "x"}, "exit_threshold = 'x': expected a number"),
+     ({"exit_threshold": 0.5, "all_steps": True}, "expected without all_steps")],
+)  # fmt: skip
+def test_thresholds_that_are_none_or_idle(settings, words, tmp_path):
+    with pytest.raises(LabError, match=words):
+        solve_for_run(solver(SOLUTION), tmp_path, PUZZLE, **settings)
+
+
 def test_the_run_own_threshold_ends_early_unless_all_steps_are_asked_for(tmp_path):
     eager = replace(solver(SOLUTION), exit_threshold=-100.0)
     assert solve_for_run(eager, tmp_path, PUZZLE)[0].steps == 1

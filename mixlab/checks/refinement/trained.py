@@ -101,6 +101,9 @@ def _swapped(run: TrainedRefiner) -> Finding:
     figures = {"true_nats": float(true.mean()), "other_nats": float(other.mean()), "gap": gap}
     if gap > max(MIN_GAP_NATS, MIN_GAP_ERRORS * error):
         return Finding("pass", measured, "The answer is an answer to the question.", figures)
+    if float(np.abs(gaps).mean()) > MIN_INFLUENCE * float(true.mean()):
+        meaning = "The question reaches the answer, but is not of use yet; train longer to tell."
+        return Finding("not applicable", measured, meaning, figures)
     meaning = "The question makes no difference: the model answers without looking at it."
     return Finding("fail", measured, meaning, figures)
 

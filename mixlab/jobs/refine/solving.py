@@ -1,5 +1,6 @@
 """Solve puzzles of the user with a trained run, and judge the answers by the task's rules."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,15 @@ def solve_for_run(
             raise LabError(f"{name} = {value!r}: expected a whole number from 1 to 1000.")
     if not _is_whole(seed, 0, 2**31):
         raise LabError(f"seed = {seed!r}: expected a whole number of 0 or more.")
+    if exit_threshold is not None:
+        is_number = isinstance(exit_threshold, int | float) and not isinstance(exit_threshold, bool)
+        if not is_number or math.isnan(exit_threshold):
+            raise LabError(f"exit_threshold = {exit_threshold!r}: expected a number.")
+        if all_steps:
+            raise LabError(
+                f"exit_threshold = {exit_threshold}: expected without all_steps, with which no "
+                "puzzle stops early. Leave one of them out."
+            )
     if puzzles is not None and test is not None:
         raise LabError(f"test = {test}: expected either puzzles or a number of test puzzles.")
     if num_rollouts > 1 and solver.model.q_head is None:
