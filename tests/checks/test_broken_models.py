@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from broken_models.attention_masks import AllOnesMask, ForgetsDocuments, NoMask, with_attention
+from broken_models.attention_masks import (
+    AllOnesMask,
+    ForgetsDocuments,
+    ForgetsLate,
+    NoMask,
+    with_attention,
+)
 from broken_models.attention_outputs import (
     CentredOverRows,
     CentredOverTime,
@@ -42,7 +48,7 @@ from broken_models.recurrent_states import (
     with_deltanet,
 )
 from broken_models.splits import duplicated_documents, stride_one_windows
-from tiny_models import context, sound_model
+from tiny_models import CHANNEL_MIXERS, SEQUENCE_MIXERS, context, sound_model
 
 from mixlab.checks import CHECKS, TrainedModel, input_use, run_checks
 from mixlab.checks.stream import MadeUpShards
@@ -142,6 +148,24 @@ def test_a_mask_that_is_missing_passes_what_it_does_not_concern():
     results = run_checks(list(CHECKS.values()), context(lambda: with_attention(NoMask)))
     failed = {result.name for result in results if result.verdict == "fail"}
     assert failed == {"causality", "stepwise", "packing"}
+
+
+@pytest.mark.parametrize(("window", "more", "verdict"), [(100, 0, "pass"), (100, 1, "fail")])
+def test_a_window_that_ends_late_in_decoding_is_reached(window, more, verdict):
+    """It shows only where the window has dropped tokens, past the usual length of this check."""
+    block = {
+        "sequence_mixer": {**SEQUENCE_MIXERS["attention"], "window": window},
+        "channel_mixer": CHANNEL_MIXERS["mlp"],
+    }
+
+    def build():
+        model = sound_model(blocks={"b": block})
+        mixer = model.blocks[1].sequence_mixer
+        mixer.__class__, mixer.more = ForgetsLate, more
+        return model
+
+    (result,) = run_checks([CHECKS["stepwise"]], context(build))
+    assert result.verdict == verdict, result.finding
 
 
 def test_of_two_faults_each_leaves_the_other_check_alone():

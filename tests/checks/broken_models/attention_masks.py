@@ -44,6 +44,21 @@ class ForgetsDocuments(Attention):
         return super().forward(x, state, None)
 
 
+class ForgetsLate(Attention):
+    """Its window is so many tokens longer in decoding than in training."""
+
+    more: int
+
+    def forward(self, x, state=None, packing=None):
+        trained = self.cfg
+        if state is not None:
+            self.cfg = trained.model_copy(update={"window": trained.window + self.more})
+        try:
+            return super().forward(x, state, packing)
+        finally:
+            self.cfg = trained
+
+
 def with_attention(cls):
     """A model whose second layer has the mixer `cls`."""
     model = sound_model()
