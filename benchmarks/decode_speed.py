@@ -224,7 +224,7 @@ def compare(
     g = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, vocab, (n_rows, n_prompt), generator=g).tolist()
     precision = torch.bfloat16 if device.type == "cuda" else None
-    rows = row_model(ours, precision=precision)
+    rows = row_model(ours, precision=precision, backend=args.backend)
     runs = [writer(rows, vocab, prompts), stock_writer(stock, prompts, device)]
     texts = [run(args.new + 1, lambda: None) for run in runs]  # warms up as well
     clock = clock_of(device)
@@ -246,10 +246,12 @@ def compare(
         print(f"  not recorded as a graph: {problem}")
 
 
-def profile(name: str, ours: LanguageModel, n_prompt: int, device: torch.device) -> None:
-    """Where the time of our steps goes, by operation."""
+def profile(
+    name: str, ours: LanguageModel, n_prompt: int, args: argparse.Namespace, device: torch.device
+) -> None:
+    """Where the time of our steps goes, by operation of PyTorch; it does not see our kernels."""
     precision = torch.bfloat16 if device.type == "cuda" else None
-    rows = row_model(ours, precision=precision)
+    rows = row_model(ours, precision=precision, backend=args.backend)
     rows.read(0, [[1] * n_prompt])
     for _ in range(3):
         rows.step([2])
@@ -281,6 +283,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens written after the first")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--backend", choices=["torch", "kernels"], help="of ours; else the fastest")
     parser.add_argument("--profile", action="store_true", help="say where our time goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -310,7 +313,7 @@ def main() -> None:
             for n_rows in args.rows:
                 compare(name, pair, n_rows, n_prompt, args, device)
         if args.profile:
-            profile(name, pair[0], args.contexts[-1], device)
+            profile(name, pair[0], args.contexts[-1], args, device)
 
 
 if __name__ == "__main__":
