@@ -49,9 +49,7 @@ def examine() -> list[Finding]:
     rows.append(_ranks_row())
     rows += [_extra_row(*extra) for extra in EXTRAS]
     has_compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
-    rows.append(
-        ("C++ compiler", "yes" if has_compiler else "no", COMPILER_IS_FOR)
-    )
+    rows.append(("C++ compiler", "yes" if has_compiler else "no", COMPILER_IS_FOR))
     free = units.size(shutil.disk_usage(_existing(cache_dir())).free)
     rows.append(("data cache", str(cache_dir()), f"{free} free; set MIXLAB_CACHE to move it"))
     return rows
