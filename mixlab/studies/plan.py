@@ -40,6 +40,7 @@ def plan_text(found: Design, screen: Screen, *, n_workers: int) -> str:
     lines += _solved(found)
     n_tuning, n_seeds = n_runs(study, len(found.arms))
     total = expected_seconds(found, seconds)
+    n_workers = min(n_workers, n_tuning + n_seeds)
     cost = expected_cost(found)
     lines += [
         "",

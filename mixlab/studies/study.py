@@ -104,13 +104,25 @@ def drive_study(
             return Outcome(folder, results)
 
 
+_OWN = {"driver", "jobs", "workers", "queue.json", "study.yaml"}
+"""What a study may have left that was stopped before it wrote study.json."""
+
+
 def refuse_foreign(folder: Path, name: str) -> None:
     """A folder holds one study: another one's runs would all be set aside.
 
     Raises:
-        LabError: the folder holds a study of another name.
+        LabError: the folder holds a study of another name, or something else.
     """
     before = read_json(folder / "study.json")
+    if before is None and folder.is_dir():
+        there = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        others = sorted(there - _OWN)
+        if others:
+            raise LabError(
+                f"--folder {folder}: holds other content and no study, such as {others[0]}: "
+                "expected an empty folder, a name that is free, or the folder of this study."
+            )
     if isinstance(before, dict) and before.get("name") not in (None, name):
         raise LabError(
             f"{folder}: holds the study {before['name']!r} already. Choose another --folder, or "

@@ -151,6 +151,13 @@ def test_a_folder_of_another_study_is_refused(folder):
     refuse_foreign(folder / "new", "anything")
     with pytest.raises(LabError, match="holds the study 'stub'"):
         refuse_foreign(folder, "other")
+    (folder / "study.json").unlink()  # as if stopped while its updates were timed
+    for name in ("study.yaml", "results.json", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    refuse_foreign(folder, "stub")
+    (folder / "config.yaml").write_text("a run, or anything else")
+    with pytest.raises(LabError, match=r"holds other content and no study, such as config\.yaml"):
+        refuse_foreign(folder, "stub")
 
 
 # --- stopping -------------------------------------------------------------------------------------
