@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -96,6 +98,7 @@ def main() -> None:
     """
     if is_follower():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    warnings.showwarning = _show_warning
     try:
         _refuse_many_processes()
         app()
@@ -115,6 +118,15 @@ def main() -> None:
     except Exception:
         sys.stderr = sys.__stderr__  # whichever rank has a defect shows it
         raise
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning of the lab is for its user, without the place in the code; others have it."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        text = f"mixlab: {message}.\n"
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+    (file or sys.stderr).write(text)
 
 
 def _refuse_many_processes() -> None:

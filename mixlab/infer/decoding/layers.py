@@ -169,5 +169,8 @@ def form_for(model: LanguageModel, precision: torch.dtype | None, asked: Backend
             f"decoding: backend 'kernels' cannot run: {reason}. backend 'torch' runs everywhere."
         )
     if is_usual:  # the same words from the same place are shown once
-        warnings.warn(f"decoding is slower here than it could be: {reason}", stacklevel=2)
+        warnings.warn(
+            f"decoding is slower here than it could be, without its kernels: {reason}",
+            stacklevel=2,
+        )
     return Form(dtype, "torch")
