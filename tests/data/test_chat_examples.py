@@ -159,14 +159,15 @@ def test_copies_are_dropped_and_known_questions_are_not_held_out(make):
     rows = rows_of(200)
     twice = [{**row, "completion": f"It is {row['completion']}"} for row in rows]
     spaced = [{**row, "prompt": row["prompt"] + "  "} for row in rows[:20]]
-    data = make([*rows, *twice, *rows[:30], *spaced], recorder=recorder)
+    loud = [{**row, "prompt": row["prompt"].upper()} for row in rows[20:120]]
+    data = make([*rows, *twice, *rows[:30], *spaced, *loud], recorder=recorder)
     assert data.manifest["duplicates_dropped"]["documents"] == 30
     questions = {name: set() for name in ("train", "validation", "test")}
     for name, found in questions.items():
         shards = data.split(name)
         for i in range(shards.n_documents):
             text = data.tokenizer.decode(shards.last_turn(i).prompt)
-            found.add(" ".join(text.split()))
+            found.add(" ".join(text.casefold().split()))
     assert not questions["train"] & questions["validation"]
     assert not questions["train"] & questions["test"]
     n_dropped = sum(

@@ -1,8 +1,9 @@
 """Held-out examples whose question was trained on, which measure memory: they are left out.
 
 Exact copies of examples are gone before. What is left may still ask the same with another answer.
-Questions are compared whole, all turns before the last answer, whatever their spacing. Overlap of
-word 13-grams, as of plain text, would say nothing here: questions are short or alike by form.
+Questions are compared whole, all turns before the last answer, whatever their spacing and capitals.
+Overlap of word 13-grams, as of plain text, would say nothing here: questions are short or alike by
+form.
 """
 
 from typing import Any

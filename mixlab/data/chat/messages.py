@@ -66,8 +66,11 @@ def from_text(text: str) -> list[Message]:
 
 
 def question_of(messages: Sequence[Message]) -> str:
-    """What tells two examples' questions apart: all but the last answer, however spaced."""
-    asked = [[message.role, " ".join(message.content.split())] for message in messages[:-1]]
+    """What tells two examples' questions apart: all but the last answer, whatever the spacing and
+    the capitals."""
+    asked = [
+        [message.role, " ".join(message.content.casefold().split())] for message in messages[:-1]
+    ]
     return json.dumps(asked, ensure_ascii=False)
 
 
