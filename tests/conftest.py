@@ -65,6 +65,14 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(shared_cache: Path) -> Iterator[None]:
+    """Nothing is read from or left in the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXLAB_CACHE", str(shared_cache))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("text"))
@@ -84,9 +92,8 @@ def quiet() -> Quiet:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with the shared data cache and a matrix rate that is not timed."""
-    monkeypatch.setenv("MIXLAB_CACHE", str(shared_cache))
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, and a matrix rate that is not timed."""
     monkeypatch.chdir(tmp_path)
     for name, stand_in in RATE.items():
         monkeypatch.setattr(name, stand_in)
@@ -101,10 +108,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def fork_server(
-    shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ForkServer]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """Runs `mixlab ...` as a process of its own, without the seconds that loading torch takes."""
-    server = ForkServer(tmp_path_factory.mktemp("commands"), {"MIXLAB_CACHE": str(shared_cache)})
+    server = ForkServer(tmp_path_factory.mktemp("commands"))
     yield server
     server.close()

@@ -136,8 +136,8 @@ class Command:
 class ForkServer:
     """The process that forks."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
-        self._folder, self._env, self._n = folder, dict(env), 0
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._n = folder, 0
         own = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(Path(__file__).parent)],
@@ -184,7 +184,7 @@ class ForkServer:
             {
                 "argv": [str(word) for word in argv],
                 "cwd": str(cwd),
-                "env": {**self._env, **env},
+                "env": env,
                 "stdout": str(stdout),
                 "stderr": str(stderr),
                 "die_at": die_at,
