@@ -306,6 +306,7 @@ _RULES = {
 def _as_typed(tree: Any, loc: Sequence[str | int]) -> list[str | int]:
     """A pydantic location without the union tags that pydantic puts into it."""
     path: list[str | int] = []
+    loc = [part for part in loc if part != "[key]"]  # what pydantic says of a key that is no name
     for i, part in enumerate(loc):
         is_last = i == len(loc) - 1
         is_key = isinstance(tree, Mapping) and part in tree

@@ -99,6 +99,7 @@ def test_every_float_survives_its_file(value):
         ({**TREE, "scale": True}, "scale = True: expected a number, not true", "."),
         ({**TREE, "sizes": [1, False]}, "sizes.1 = False: expected a number, not", "."),
         ({**TREE, "limit": True}, "limit = True: expected auto or a number, not true", "."),
+        ({**TREE, "named": {7: {"width": 1}}}, "named.7 = 7: expected a text", "in quotes."),
         ({"main": 3}, "main", "."),
         ({}, "main", "no default."),
     ],
