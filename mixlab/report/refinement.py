@@ -89,8 +89,8 @@ def _calibration(ax: Axes, found: Mapping[str, Any]) -> None:
         [b["probability"] for b in bins], [b["right"] for b in bins],
         s=[20 + 400 * b["count"] / total for b in bins], color=_LINE, alpha=0.8, clip_on=False,
     )  # fmt: skip
-    ax.set_xlim(0, 1)
-    ax.set_ylim(0, 1)
+    ax.set_xlim(0, 1.08)
+    ax.set_ylim(0, 1.08)
     ax.set_xlabel("predicted chance that the answer is right", fontsize=9, color=FAINT)
     ax.set_ylabel("share that is right", fontsize=9, color=FAINT)
 
