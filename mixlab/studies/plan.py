@@ -87,6 +87,12 @@ def _facts(found: Design) -> list[str]:
                       f"{'lower' if found.metric.lower_is_better else 'higher'} is better"),
         ("baseline", found.baseline),
     ]  # fmt: skip
+    lengths = {getattr(arm.config.data, "seq_len", 0) for arm in found.arms.values()}
+    if len(lengths) > 1:
+        rows.append(
+            ("sequences", f"of {min(lengths):,} to {max(lengths):,} tokens: losses per token have "
+                          "other contexts, and runs of a seed are not paired")
+        )  # fmt: skip
     if study.screen is not None:
         rows.append(
             ("screening", " -> ".join(map(str, study.screen)) + " seeds, half the arms go on")

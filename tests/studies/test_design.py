@@ -13,7 +13,7 @@ from mixlab.studies.arms import ArmSpec
 from mixlab.studies.changes import arm_tree, drop_unused_blocks
 from mixlab.studies.design import Design, design, profile_jobs, take_profiles, to_json
 from mixlab.studies.lengths import Costs, match_lengths
-from mixlab.studies.plan import n_runs, refuse_expected
+from mixlab.studies.plan import _facts, n_runs, refuse_expected
 from mixlab.studies.rounds import Rounds
 from mixlab.studies.sizes import size_of, solve_size
 from mixlab.studies.study_file import StudyFile, smoke_study
@@ -119,6 +119,15 @@ def test_errors_come_before_any_compute(study_lab, text, words):
     with pytest.raises(LabError) as error:
         designed(text)
     assert words in str(error.value)
+
+
+def test_a_plan_says_where_arms_read_sequences_of_other_lengths(study_lab):
+    texts = [
+        "\n".join(_facts(designed(text)))
+        for text in ("arms: {a: {}, b: {data.seq_len: 8}}", "arms: {a: {}, b: {model.n_layers: 3}}")
+    ]
+    assert "of 8 to 16 tokens: losses per token have other contexts" in texts[0]
+    assert "sequences" not in texts[1]
 
 
 # --- equal sizes ----------------------------------------------------------------------------------
