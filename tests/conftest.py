@@ -66,7 +66,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(shared_cache: Path) -> Iterator[None]:
+def cache_of_the_run(shared_cache: Path) -> Iterator[None]:
     """Nothing is read from or left in the cache of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MIXLAB_CACHE", str(shared_cache))
