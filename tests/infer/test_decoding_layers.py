@@ -6,7 +6,7 @@ import pytest
 import torch
 from infer.decoding_models import logits_after, roughened, shrunk_models
 
-from mixlab.core.errors import BackendError
+from mixlab.core.errors import BackendError, LabError
 from mixlab.infer.decoding import layers
 from mixlab.infer.decoding import row_model as rows_of_a_model
 from mixlab.infer.decoding.row_model import FusedRows, PlainRows, row_model
@@ -76,6 +76,16 @@ def test_weights_that_do_not_change_are_kept():
         rows.read(0, [[1, 2, 3]])
         rows.step([4])
     assert rows._layers.blocks is blocks
+
+
+def test_a_model_that_was_cast_needs_a_new_engine():
+    model = roughened(RECIPES["attention-mlp"])
+    rows = row_model(model)
+    rows.read(0, [[1, 2, 3]])
+    model.float()
+    for use in (lambda: rows.step([4]), lambda: rows.read(0, [[1, 2]])):
+        with pytest.raises(LabError, match=r"float32.*float64.*new engine"):
+            use()
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixlab.core.errors import LabError
 from mixlab.core.provenance import free_memory_bytes
 from mixlab.core.units import size
 from mixlab.infer.decoding.layers import Layers, form_for
@@ -79,7 +80,8 @@ class FusedRows:
         self._layers = Layers(
             model, form_for(model, precision, backend), reads_prompts=not prefill.prefix_lm
         )
-        self._device = model.embed_tokens.weight.device
+        weight = model.embed_tokens.weight
+        self._device, self._dtype = weight.device, weight.dtype
         self._plan = plan(model, prefill.loops)
         self.prompt_tokens = PROMPT_TOKENS if self._prompts is None else Prompts.tokens
         self.is_static = self._layers.is_static
@@ -126,6 +128,7 @@ class FusedRows:
 
     @torch.inference_mode()
     def read(self, row: int, prompts: Sequence[Sequence[int]]) -> Tensor:
+        self._stays()
         self._layers.refresh()
         self._follow()
         n, n_tokens = len(prompts), len(prompts[0])
@@ -142,6 +145,15 @@ class FusedRows:
         self.lengths[row : row + n] = self._longest[row : row + n] = [n_tokens] * n
         return logits
 
+    def _stays(self) -> None:
+        """Raise `LabError` where weights are not what the caches were made for."""
+        weight = self._model.embed_tokens.weight
+        if (weight.device, weight.dtype) != (self._device, self._dtype):
+            raise LabError(
+                f"the model is now {weight.dtype} on {weight.device}, and was {self._dtype} on "
+                f"{self._device} when decoding was prepared. Make a new engine for it."
+            )
+
     def _follow(self) -> None:
         """Use no weights but those of the layers, which rows of others may have taken anew."""
         if self._generation != self._layers.generation:
@@ -151,6 +163,7 @@ class FusedRows:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
+        self._stays()
         self._follow()
         n = len(tokens)
         lengths = self.lengths[:n]

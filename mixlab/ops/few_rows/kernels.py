@@ -66,6 +66,7 @@ class ProductKernel:
         self, weight: Tensor, bias: Tensor | None, *, eps: float | None = None,
         activation: Activation | None = None, library: ctypes.CDLL | None = None,
     ) -> None:  # fmt: skip
+        assert weight.device.type == "cpu", "kernels of a CPU"
         library = library or load(weight.dtype)
         n_lanes = library.lanes()
         gated = activation == "swiglu"
