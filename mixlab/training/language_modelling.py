@@ -100,18 +100,21 @@ class LanguageModelling:
         # A function of its own: a method would tie the model into a cycle, which outlives its use.
         draw = partial(_draw, loader, share, size, device.type == "cuda")
         self._ahead = Ahead(draw, batch_size, device)
-        options = {"compute_dtype": compute_dtype, "loss_backend": loss_backend}
-        self._run = partial(accumulate_gradients, model, sums=self._sums, **options)
+        self._options = {"compute_dtype": compute_dtype, "loss_backend": loss_backend}
+        self._run = partial(accumulate_gradients, model, sums=self._sums, **self._options)
         self._replay: Replayer | None = None
-        is_alone = world.size == 1
-        can_replay = model.cfg.recursion is None and (is_alone or self._sums.is_separate)
+        can_replay = model.cfg.recursion is None and (world.size == 1 or self._sums.is_separate)
         if device.type == "cuda" and can_replay and cuda_graphs is not False:
+            self.replay_by(partial(Replayer, always=cuda_graphs is True))
+
+    def replay_by(self, make: Callable[..., Replayer]) -> None:
+        """Let updates be replayed; `make` takes what runs one, and the parameters."""
+        run = self._run
+        if self._sums.world.size > 1:
             # Ranks exchange nothing inside a graph, so each may replay or launch as it likes.
-            self._total = torch.ones((), device=device)
-            apart = partial(run_passes, model, total=self._total, **options)
-            parameters = [p for p in model.parameters() if p.requires_grad]
-            run = self._run if is_alone else apart
-            self._replay = Replayer(run, parameters, always=cuda_graphs is True)
+            self._total = self.model.embed_tokens.weight.new_ones(())
+            run = partial(run_passes, self.model, total=self._total, **self._options)
+        self._replay = make(run, [p for p in self.model.parameters() if p.requires_grad])
 
     @property
     def launching(self) -> str | None:

@@ -26,7 +26,7 @@ def of_two(fork_server, tmp_path_factory) -> Path:
 def test_two_ranks_compute_what_one_process_does(of_two):
     """One test for all cases: workers of a test run would start the ranks for each of them."""
     for channel in two_ranks.CHANNELS:
-        for parallel in ("ddp", "fsdp"):
+        for parallel in two_ranks.PARALLEL:
             same_as_one_process(channel, parallel, of_two)
 
 

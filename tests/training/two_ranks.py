@@ -18,6 +18,7 @@ from mixlab.training.language_modelling import LanguageModelling
 from mixlab.training.sharding import shard
 
 ROWS, MICRO = 8, 2
+PARALLEL = ("ddp", "fsdp", "replayed")
 CHANNELS = {
     "dense": {"kind": "mlp", "d_ff": 24},
     "moe": {
@@ -75,7 +76,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     with joined_ranks() as world:
         for channel in CHANNELS:
-            for parallel in ("ddp", "fsdp"):
+            for parallel in PARALLEL:
                 own = model(channel)
                 if parallel == "fsdp":
                     shard(own, world, None)
@@ -84,9 +85,13 @@ def main(folder: Path) -> None:
                 )
                 # Buckets so small that many are sent, and the last one is not full.
                 objective._sums = sums = GradientSums(
-                    own, world, bucket_bytes=4000, overlaps=channel == "dense"
-                )
+                    own, world, bucket_bytes=4000,
+                    overlaps=channel == "dense" and parallel != "replayed",
+                )  # fmt: skip
+                assert parallel != "replayed" or sums.is_separate
                 objective._run.keywords["sums"] = sums
+                if parallel == "replayed":  # as on a GPU, but run instead of recorded
+                    objective.replay_by(lambda run, parameters: run)
                 found = outcome(objective)
                 if world.is_first:
                     torch.save(found, folder / f"{channel}-{parallel}.pt")
