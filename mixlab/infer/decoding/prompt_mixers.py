@@ -17,7 +17,6 @@ from mixlab.infer.decoding.attention import AttentionStep
 from mixlab.infer.decoding.channels import MLPStep
 from mixlab.infer.decoding.gated_delta import DeltaCache, GatedDeltaNetStep
 from mixlab.infer.decoding.key_values import KeyValueCache, attend
-from mixlab.infer.decoding.static import rounded_up
 from mixlab.nn.rotary import RotaryAngles
 from mixlab.ops.attention import attention
 from mixlab.ops.attention.kernels import flash_obstacle
@@ -77,24 +76,20 @@ class AttentionPrompt:
         """(N, D) of unit length to what is added to the stream, (N, D) or (B, D)."""
         step, cfg = self._step, self._step.cfg
         heads = step.projection.product(h).view(to.n_rows, to.n_tokens, -1, cfg.head_dim)
-        n_padded = self._padded(to.n_tokens, cache)
-        q = heads.new_empty(to.n_rows, n_padded, cfg.n_heads, cfg.head_dim)
+        q = heads.new_empty(to.n_rows, to.n_tokens, cfg.n_heads, cfg.head_dim)
         kv = cache.room(to.row, to.n_rows, to.n_tokens, to.n_before)  # (2, B, G, T, K)
         n_qkv = step.n_qk + cfg.kv_heads
         table, scale = self._table(to.n_tokens), step.qk_scale
-        place_heads(heads[:, :, :n_qkv], q[:, : to.n_tokens], kv, table, scale, cfg.norm_eps)
+        place_heads(heads[:, :, :n_qkv], q, kv, table, scale, cfg.norm_eps)
         if to.last_only:
             heads = heads[:, -1:]
-            o = self._last(q[:, to.n_tokens - 1], kv)
+            o = self._last(q[:, -1], kv)
         elif self._takes_groups:
-            if n_padded > to.n_tokens:
-                q[:, to.n_tokens :] = 0
-                kv = cache.kv[:, to.row : to.row + to.n_rows, :, :n_padded]
             q = q.transpose(1, 2)
             o = F.scaled_dot_product_attention(
                 q, *kv, is_causal=True, scale=1.0, enable_gqa=cfg.kv_heads < cfg.n_heads
             )
-            o = o.transpose(1, 2)[:, : to.n_tokens]
+            o = o.transpose(1, 2)
         else:
             k, v = (part.transpose(1, 2) for part in kv)  # (B, T, G, K)
             o = attention(
@@ -104,17 +99,6 @@ class AttentionPrompt:
         o = o.reshape(-1, cfg.n_heads, cfg.head_dim)
         by = heads[:, :, n_qkv:].view(len(o), -1) if cfg.output_gate else None
         return step.output(o.flatten(1) if by is None else gate(o, by, "sigmoid", eps=None))
-
-    def _padded(self, n_tokens: int, cache: KeyValueCache) -> int:
-        """Tokens that attention is told of: long prompts of about one length share a plan.
-
-        Those that are too many come last, where no other one looks.
-        """
-        if n_tokens < PLANNED_FROM or not self._takes_groups:
-            return n_tokens
-        step = rounded_up(n_tokens) // 32
-        n_padded = -(-n_tokens // step) * step
-        return n_padded if n_padded <= cache.kv.shape[3] else n_tokens
 
     def _last(self, q: Tensor, kv: Tensor) -> Tensor:
         """What the last queries (B, H, K) find, as in a step."""
